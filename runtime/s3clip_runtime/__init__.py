@@ -1,0 +1,1 @@
+"""s3clip on the edge: sources, tracklets, clips, embeddings, events. Never imports torch."""

@@ -1,0 +1,1 @@
+"""What inference is: sizes, preprocessing, clips, ranking, the bundle and its sessions."""

@@ -1,0 +1,221 @@
+"""ONNX Runtime on the CPU or on CUDA. `onnxruntime` is imported only when a session is opened."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s3clip_runtime.errors import BackendError
+from s3clip_runtime.inference.backends import TensorInfo
+from s3clip_runtime.inference.spec import BATCH_PROFILE
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_DTYPES = {
+    "tensor(uint8)": np.uint8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+}
+_ERRORS_ONLY = 3
+"""ONNX Runtime's log severity: errors and worse. Its warnings are about graph optimisation."""
+
+_PROBE = (
+    b'\x08\x08\x12\x00:7\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x05probeZ\x0f\n\x01x\x12\n\n\x08\x08\x01'
+    b"\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x12"
+)
+"""An ONNX file, y = Relu(x) with float32 (1,): the smallest graph that shows whether a device works."""
+
+
+class _OrtTensor(Protocol):
+    """What ONNX Runtime, which has no types, says of an input or output."""
+
+    name: str
+    type: str
+    shape: list[int | str | None]
+
+
+class _OrtGraph(Protocol):
+    """The part of onnxruntime.InferenceSession that is used here."""
+
+    def get_inputs(self) -> Sequence[_OrtTensor]: ...
+    def get_outputs(self) -> Sequence[_OrtTensor]: ...
+    def get_providers(self) -> Sequence[str]: ...
+    def run(self, names: None, feeds: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]: ...
+
+
+class OrtSession:
+    """`backends.Session` over one ONNX file.
+
+    Args:
+        path: a self-contained ONNX file.
+        device: "cpu" or "cuda". It is obeyed or refused; nothing falls back to another device.
+        threads: CPU threads of one operator, >= 1; None takes all CPUs that this process may use.
+
+    Raises:
+        BackendError: onnxruntime is not installed, the device cannot be had, or the graph cannot be loaded.
+    """
+
+    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+        if device not in _PROVIDERS:
+            raise BackendError(f"device {device!r} is unknown to onnxruntime; use cpu or cuda")
+        if threads is not None and threads < 1:
+            raise BackendError(f"threads must be at least 1, found {threads}; leave it out to use all CPUs")
+        self._path = path
+        self._device = device
+        graph = _load(str(path), str(path), device, threads or _usable_cpus())
+        self._inputs = MappingProxyType({a.name: _info(path, a) for a in graph.get_inputs()})
+        self._outputs = MappingProxyType({a.name: _info(path, a) for a in graph.get_outputs()})
+        self._graph: _OrtGraph | None = graph
+
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]:
+        """Name and kind of every input."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorInfo]:
+        """Name and kind of every output."""
+        return self._outputs
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu" or "cuda"."""
+        return self._device
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph, see `backends.Session.run`."""
+        if self._graph is None:
+            raise BackendError(f"{self._path}: the session is closed; open a new one")
+        graph = self._graph
+        batch = self._checked_batch(inputs)
+        if batch == 0:
+            return {name: self._empty(name) for name in self._outputs}
+        step = BATCH_PROFILE[2]
+        pieces = [
+            self._run_piece(graph, {name: array[low : low + step] for name, array in inputs.items()})
+            for low in range(0, batch, step)
+        ]
+        if len(pieces) == 1:
+            return pieces[0]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self._outputs}
+
+    def close(self) -> None:
+        """Free the graph. A second call does nothing."""
+        self._graph = None
+
+    def _run_piece(self, graph: _OrtGraph, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        try:
+            arrays = graph.run(None, inputs)
+        except Exception as error:  # the errors of ONNX Runtime have no base class but Exception
+            raise BackendError(f"{self._path}: the run on {self._device} failed: {error}") from error
+        return dict(zip(self._outputs, arrays, strict=True))
+
+    def _checked_batch(self, inputs: Mapping[str, NDArray[Any]]) -> int:
+        if inputs.keys() != self._inputs.keys():
+            raise BackendError(
+                f"{self._path}: inputs must be {', '.join(self._inputs)}; got {', '.join(inputs) or 'none'}"
+            )
+        for name, array in inputs.items():
+            info = self._inputs[name]
+            fits = array.ndim == len(info.shape) and all(
+                want in (None, got) for want, got in zip(info.shape, array.shape, strict=True)
+            )
+            if not fits or array.dtype != info.dtype or array.ndim == 0:
+                got = TensorInfo(array.shape, array.dtype)
+                raise BackendError(f"{self._path}: input {name} must be {info}, got {got}")
+        batches = {name: len(array) for name, array in inputs.items()}
+        if len(set(batches.values())) != 1:
+            raise BackendError(f"{self._path}: all inputs must have one batch size, got {batches}")
+        return next(iter(batches.values()))
+
+    def _empty(self, name: str) -> NDArray[Any]:
+        info = self._outputs[name]
+        sizes = [n for n in info.shape[1:] if n is not None]
+        if len(sizes) != len(info.shape) - 1:
+            raise BackendError(
+                f"{self._path}: the shape of output {name}, {info}, is not known for an empty batch; "
+                "export it with fixed sizes"
+            )
+        return np.empty((0, *sizes), info.dtype)
+
+
+def choose_device(device: str) -> tuple[str, str]:
+    """Resolve "auto" to a device that works here; any other name is handed on unchanged.
+
+    Returns:
+        The device and the reason, a clause for the log. "auto" gives cuda only if a small graph really
+        ran on it: `onnxruntime` lists the providers it was compiled with, not those that can start.
+
+    Raises:
+        BackendError: onnxruntime is not installed.
+    """
+    if device != "auto":
+        return device, "as asked"
+    _import_onnxruntime()  # without it there is no cpu either
+    try:
+        graph = _load("the probe graph", _PROBE, "cuda", 1)
+        graph.run(None, {"x": np.zeros(1, np.float32)})
+    except BackendError as error:
+        return "cpu", f"cuda cannot be used: {error}"
+    except Exception as error:  # the errors of ONNX Runtime have no base class but Exception
+        return "cpu", f"cuda was created but cannot compute: {error}"
+    return "cuda", "a probe graph ran on it"
+
+
+def _load(name: str, model: str | bytes, device: str, threads: int) -> _OrtGraph:
+    ort = _import_onnxruntime()
+    wanted = _PROVIDERS[device]
+    available = ort.get_available_providers()
+    if wanted not in available:
+        raise BackendError(
+            f"this onnxruntime has no {wanted} (it has {', '.join(available)}); to use cuda, uninstall "
+            'onnxruntime and pip install "s3clip[gpu]"'
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    # Set explicitly: left at 0, ONNX Runtime pins threads to all cores of the host, even in a container.
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    try:
+        graph: _OrtGraph = ort.InferenceSession(model, options, providers=[wanted])
+    except Exception as error:  # the errors of ONNX Runtime have no base class but Exception
+        raise BackendError(f"{name}: onnxruntime cannot load it on {device}: {error}") from error
+    obtained = graph.get_providers()
+    if not obtained or obtained[0] != wanted:
+        raise BackendError(
+            f"{name}: asked onnxruntime for {wanted}, got {', '.join(obtained) or 'nothing'}; check the GPU "
+            "driver and the CUDA and cuDNN libraries, or ask for --device cpu"
+        )
+    return graph
+
+
+def _import_onnxruntime() -> ModuleType:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise BackendError(
+            f'onnxruntime cannot be imported ({error}); pip install "s3clip[cpu]", or "s3clip[gpu]" for CUDA'
+        ) from error
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):  # respects taskset and cpusets; Linux only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _info(path: Path, tensor: _OrtTensor) -> TensorInfo:
+    if tensor.type not in _DTYPES:
+        raise BackendError(
+            f"{path}: {tensor.name} has type {tensor.type}; supported are {', '.join(_DTYPES)}"
+        )
+    shape = tuple(n if isinstance(n, int) else None for n in tensor.shape)
+    return TensorInfo(shape, np.dtype(_DTYPES[tensor.type]))

@@ -1,0 +1,246 @@
+"""The bundle: a folder of exported graphs and one `manifest.json` that proves what they are.
+
+The exporter writes it; the reader verifies every byte before anything is loaded. A graph is one
+self-contained file: weights kept beside it as external data would escape the check.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal, get_args
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeInt,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+)
+
+from s3clip_runtime.errors import BundleError
+from s3clip_runtime.inference import spec
+
+SCHEMA_VERSION: Final = 1
+MANIFEST_FILE = "manifest.json"
+_CURE = "export again with s3clip-export"
+
+Role = Literal["enhance", "patchify", "encode"]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Artefact(_Record):
+    """One file of the bundle. `file` is relative to the folder; `bytes` is its size."""
+
+    role: Role
+    file: Annotated[str, StringConstraints(min_length=1)]
+    precision: Literal["fp32"]
+    backend: Literal["onnx"]
+    opset: PositiveInt
+    sha256: Sha256
+    bytes: NonNegativeInt
+
+
+class Contract(_Record):
+    """The numbers of `inference.spec` that the graphs were built for. Sizes are (height, width)."""
+
+    lr_size: tuple[int, int]
+    sr_size: tuple[int, int]
+    frame_size: tuple[int, int]
+    patches: int
+    clip_length: int
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    hr_min_size: tuple[int, int]
+    platforms: tuple[str, ...]
+    token_width: PositiveInt
+    embedding_dim: PositiveInt
+
+    @classmethod
+    def current(cls, token_width: int, embedding_dim: int) -> Contract:
+        """The contract of this runtime for a model of the given widths."""
+        return cls(
+            lr_size=spec.LR_SIZE,
+            sr_size=spec.SR_SIZE,
+            frame_size=spec.FRAME_SIZE,
+            patches=spec.PATCHES,
+            clip_length=spec.CLIP_LENGTH,
+            pixel_mean=spec.PIXEL_MEAN,
+            pixel_std=spec.PIXEL_STD,
+            hr_min_size=spec.HR_MIN_SIZE,
+            platforms=spec.PLATFORMS,
+            token_width=token_width,
+            embedding_dim=embedding_dim,
+        )
+
+
+class Parity(_Record):
+    """How close the exported graphs came to the PyTorch model, and the bounds they had to hold.
+
+    Cosines and `top1_agreement` are in [-1, 1] and [0, 1]; `max_abs_error` is of embedding elements.
+    """
+
+    crops: NonNegativeInt
+    tracklets: NonNegativeInt
+    worst_cosine: FiniteFloat
+    mean_cosine: FiniteFloat
+    max_abs_error: FiniteFloat
+    top1_agreement: FiniteFloat
+    bounds: dict[str, FiniteFloat]
+
+
+class Manifest(_Record):
+    """Content of `manifest.json`.
+
+    `embedding_space` is the SHA-256 of the encode graph's weights: galleries refuse to mix two of them.
+    `training` holds the resolved config of the training run and its id. `parity` is None only while the
+    exporter is still measuring: `Bundle.open` refuses such a manifest.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    created: AwareDatetime
+    s3clip_version: str
+    embedding_space: Sha256
+    contract: Contract
+    artefacts: tuple[Artefact, ...]
+    training: dict[str, JsonValue]
+    parity: Parity | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle, made by `open`; only the exporter makes one by hand, to measure its draft."""
+
+    folder: Path
+    manifest: Manifest
+
+    @staticmethod
+    def open(path: Path) -> Bundle:
+        """Read the manifest and verify every file, every rule and every number against this runtime.
+
+        Raises:
+            BundleError: names the file, the rule, both values and the cure.
+        """
+        if not path.is_dir():
+            raise BundleError(f"bundle {path}: the folder does not exist; give the folder of s3clip-export")
+        manifest = _read_manifest(path / MANIFEST_FILE)
+        if manifest.parity is None:
+            raise BundleError(f"{path / MANIFEST_FILE}: the parity report is missing; {_CURE}")
+        _check_contract(path, manifest.contract)
+        _check_roles(path, manifest.artefacts)
+        for artefact in manifest.artefacts:
+            _check_file(path, artefact)
+        return Bundle(path, manifest)
+
+    def file(self, role: Role) -> Path:
+        """Path of the graph of one role."""
+        return next(self.folder / a.file for a in self.manifest.artefacts if a.role == role)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into `folder`: after a crash there is the old file or the new one, never half.
+
+    Raises:
+        BundleError: the folder is missing or cannot be written.
+    """
+    text = manifest.model_dump_json(indent=2) + "\n"
+    draft = folder / f".{MANIFEST_FILE}.{os.getpid()}"
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(folder / MANIFEST_FILE)
+    except OSError as error:
+        raise BundleError(
+            f"{folder / MANIFEST_FILE}: cannot be written ({error.strerror}); check the folder"
+        ) from error
+    finally:
+        if folder.is_dir():
+            draft.unlink(missing_ok=True)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path}: the manifest is missing; {_CURE}") from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    except ValueError as error:
+        raise BundleError(f"{path}: not valid JSON ({error}); {_CURE}") from error
+    # The version first: a later schema would otherwise fail with a list of unknown keys.
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path}: schema_version must be {SCHEMA_VERSION}, found {version!r}; "
+            f"{_CURE} of this version or update this runtime"
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise BundleError(f"{path}: {'; '.join(faults)}; {_CURE}") from error
+
+
+def _check_contract(folder: Path, built: Contract) -> None:
+    current = Contract.current(built.token_width, built.embedding_dim)
+    pairs = {name: (getattr(built, name), getattr(current, name)) for name in Contract.model_fields}
+    faults = [f"{name} is {ours!r} here, {its!r} in it" for name, (its, ours) in pairs.items() if its != ours]
+    if faults:
+        raise BundleError(
+            f"{folder / MANIFEST_FILE}: the bundle was built for other numbers of inference: "
+            f"{'; '.join(faults)}; {_CURE} of this version"
+        )
+
+
+def _check_roles(folder: Path, artefacts: tuple[Artefact, ...]) -> None:
+    found = Counter((a.role, a.precision, a.backend) for a in artefacts)
+    for precision, backend in {(a.precision, a.backend) for a in artefacts} or {("fp32", "onnx")}:
+        for role in get_args(Role):
+            count = found[role, precision, backend]
+            if count != 1:
+                raise BundleError(
+                    f"{folder / MANIFEST_FILE}: role {role} ({precision}, {backend}) must be there "
+                    f"exactly once, found {count} times; {_CURE}"
+                )
+
+
+def _check_file(folder: Path, artefact: Artefact) -> None:
+    path = folder / artefact.file
+    # resolve() follows links too: a link out of the folder points at bytes nobody exported.
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(
+            f"{folder / MANIFEST_FILE}: file {artefact.file!r} must lie in the bundle's folder, "
+            f"it points to {path.resolve()}; {_CURE}"
+        )
+    if not path.is_file():
+        raise BundleError(f"{path}: the file of role {artefact.role} is missing; {_CURE}")
+    try:
+        size = path.stat().st_size
+        if size != artefact.bytes:
+            raise BundleError(f"{path}: size must be {artefact.bytes} bytes, found {size}; {_CURE}")
+        digest = sha256_file(path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if digest != artefact.sha256:
+        raise BundleError(f"{path}: SHA-256 must be {artefact.sha256}, found {digest}; {_CURE}")

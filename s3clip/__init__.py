@@ -1,0 +1,1 @@
+"""S3-CLIP in PyTorch: models, losses, data, training, evaluation."""

@@ -1,0 +1,134 @@
+"""The folder reader on real files, right and wrong, and the protocols built from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from s3clip.datasets import Tracklet, cross_view_protocols
+from s3clip.datasets.folder import read_folder
+from s3clip_runtime.errors import DataError
+
+
+def write_tracklet(folder: Path, *sizes: tuple[int, int]) -> None:
+    folder.mkdir(parents=True)
+    for i, (height, width) in enumerate(sizes):
+        Image.new("RGB", (width, height)).save(folder / f"{i:06}.jpg")
+
+
+def test_reads_a_split_in_order_with_native_sizes(tmp_path: Path) -> None:
+    write_tracklet(tmp_path / "train/ground/0007/cam1_0003", (130, 70), (20, 10))
+    write_tracklet(tmp_path / "train/ground/0007/cam0_0009", (128, 63))
+    write_tracklet(tmp_path / "train/aerial/0012/cam0_0001", (30, 12), (31, 13), (128, 64))
+    write_tracklet(tmp_path / "test/aerial/0099/cam0_0001", (30, 12))
+    (tmp_path / "train/.DS_Store").touch()
+    aerial, narrow, ground = read_folder(tmp_path, "train")
+    assert aerial == Tracklet(
+        name="aerial/0012/cam0_0001",
+        identity=12,
+        camera="aerial/cam0",
+        platform=1,
+        frames=tuple(tmp_path / f"train/aerial/0012/cam0_0001/00000{i}.jpg" for i in range(3)),
+        sizes=((30, 12), (31, 13), (128, 64)),
+    )
+    assert (narrow.name, narrow.camera, narrow.platform) == ("ground/0007/cam0_0009", "ground/cam0", 0)
+    assert (ground.name, ground.identity) == ("ground/0007/cam1_0003", 7)
+    assert [t.hr for t in (aerial, narrow, ground)] == [False, False, True]
+
+
+def test_missing_split(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="train: a split is a folder"):
+        read_folder(tmp_path, "train")
+
+
+def test_empty_split(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="found none; add them"):
+        read_folder(tmp_path, "train")
+
+
+def test_all_problems_come_in_one_message(tmp_path: Path) -> None:
+    top = tmp_path / "train"
+    write_tracklet(top / "ground/0001/cam0_0001", (20, 10))
+    write_tracklet(top / "space/0001/cam0_0001", (20, 10))
+    write_tracklet(top / "ground/bob/cam0_0001", (20, 10))
+    write_tracklet(top / "ground/12/cam0_0001", (20, 10))
+    write_tracklet(top / "ground/0002/cam0_0001")
+    write_tracklet(top / "ground/0003/cam0", (20, 10))
+    write_tracklet(top / "aerial/0004/cam0_0001", (20, 10))
+    (top / "aerial/0004/cam0_0001/000001.jpg").write_bytes(b"not a picture")
+    (top / "aerial/0004/cam0_0001/000002.png").touch()
+    (top / "aerial/readme.txt").touch()
+    with pytest.raises(DataError) as caught:
+        read_folder(tmp_path, "train")
+    lines = str(caught.value).splitlines()
+    assert "8 problem(s)" in lines[0]
+    rules = {
+        "space": "a platform folder is one of ground, aerial",
+        "ground/bob": "four or more digits",
+        "ground/12": "four or more digits",
+        "ground/0002/cam0_0001": "at least one .jpg frame",
+        "ground/0003/cam0": "CAMERA_NAME",
+        "aerial/0004/cam0_0001/000001.jpg": "readable image",
+        "aerial/0004/cam0_0001/000002.png": ".jpg files",
+        "aerial/readme.txt": "only folders",
+    }
+    assert len(lines) == 1 + len(rules)
+    for path, rule in rules.items():
+        assert any(line.strip().startswith(f"{top / path}: ") and rule in line for line in lines), path
+
+
+def test_long_reports_are_cut_and_counted(tmp_path: Path) -> None:
+    for i in range(13):
+        (tmp_path / f"train/ground/{i:04}/cam0_0001").mkdir(parents=True)
+    with pytest.raises(DataError) as caught:
+        read_folder(tmp_path, "train")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 12
+    assert "13 problem(s)" in lines[0]
+    assert lines[-1].strip() == "and 3 more"
+
+
+def test_superscript_digits_are_no_identity(tmp_path: Path) -> None:
+    write_tracklet(tmp_path / "train/ground/000²/cam0_0001", (20, 10))
+    with pytest.raises(DataError, match="four or more digits"):
+        read_folder(tmp_path, "train")
+
+
+def tracklet(identity: int, platform: int, name: str, camera: str) -> Tracklet:
+    return Tracklet(name, identity, camera, platform, (Path("frame.jpg"),), ((20, 10),))
+
+
+def test_three_protocols() -> None:
+    split = [
+        tracklet(1, 1, "a1-second", "air-b"),
+        tracklet(1, 1, "a1-first", "air-a"),
+        tracklet(1, 0, "g1", "ground"),
+        tracklet(2, 1, "a2", "air-a"),
+        tracklet(2, 0, "g2", "ground"),
+    ]
+    protocols = {
+        p.name: ([t.name for t in p.query], [t.name for t in p.gallery]) for p in cross_view_protocols(split)
+    }
+    aerial, ground = ["a1-first", "a1-second", "a2"], ["g1", "g2"]
+    assert protocols == {
+        "aerial_to_ground": (aerial, ground),
+        "ground_to_aerial": (ground, aerial),
+        "aerial_to_aerial": (["a1-first", "a2"], ["a1-second"]),
+    }
+
+
+def test_protocols_that_cannot_be_measured_are_left_out() -> None:
+    one_drone = [
+        tracklet(1, 1, "a1-first", "air"),
+        tracklet(1, 1, "a1-second", "air"),
+        tracklet(1, 0, "g1", "ground"),
+    ]
+    assert [p.name for p in cross_view_protocols(one_drone)] == ["aerial_to_ground", "ground_to_aerial"]
+
+
+def test_split_without_any_protocol() -> None:
+    with pytest.raises(DataError, match="1 aerial and 1 ground"):
+        cross_view_protocols([tracklet(1, 1, "a", "air"), tracklet(2, 0, "g", "ground")])
