@@ -1,0 +1,1 @@
+"""The command-line doors of the runtime, one small module a command."""

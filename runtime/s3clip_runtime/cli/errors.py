@@ -1,0 +1,49 @@
+"""How all commands fail: an expected error is one line on stderr and exit 2, a bug shows its traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import click
+
+from s3clip_runtime.errors import S3ClipError
+
+
+class Command(click.Command):
+    """A click command whose S3ClipErrors become one line. Give it the program's name: `name="s3clip-run"`."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  click's own signature
+        """Run the command."""
+        with _one_line_errors(ctx):
+            return super().invoke(ctx)
+
+
+class Group(click.Group):
+    """A click group whose S3ClipErrors, also those of its subcommands, become one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  click's own signature
+        """Run the group and the chosen subcommand."""
+        with _one_line_errors(ctx):
+            return super().invoke(ctx)
+
+
+class _CleanFailure(click.ClickException):
+    exit_code = 2
+
+    def __init__(self, program: str, message: str) -> None:
+        super().__init__(message)
+        self.program = program
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        line = " ".join(self.message.splitlines())
+        click.echo(f"{self.program}: error: {line}", file=file, err=True)
+
+
+@contextmanager
+def _one_line_errors(ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except S3ClipError as error:
+        raise _CleanFailure(ctx.find_root().command.name or "s3clip", str(error)) from error

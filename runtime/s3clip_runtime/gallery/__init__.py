@@ -1,0 +1,1 @@
+"""Identities: prototypes in memory and in one SQLite file."""

@@ -1,0 +1,27 @@
+"""What tests share: a tiny bundle, and a video in which coloured rectangles walk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from street import Street, write_street
+from tiny_bundle import write_tiny_bundle
+from worlds import write_block_world
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Street:
+    """Twelve seconds, five walkers."""
+    return write_street(tmp_path_factory.mktemp("street"), frames=120, walkers=5)
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set in the folder layout: five training and four test identities on both platforms."""
+    return write_block_world(tmp_path_factory.mktemp("world") / "blocks")

@@ -1,0 +1,155 @@
+"""The bundle's reader refuses every damaged bundle with a sentence that names what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from tiny_bundle import DIM, SPACE, WIDTH, edit_manifest, manifest_of, write_tiny_bundle
+
+from s3clip_runtime.errors import BundleError
+from s3clip_runtime.inference.bundle import Bundle, sha256_file, write_manifest
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_tiny_bundle(tmp_path / "bundle")
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(folder)
+    return str(caught.value)
+
+
+def artefacts(folder: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads((folder / "manifest.json").read_text())["artefacts"]
+    return found
+
+
+def test_a_written_bundle_is_read_back_unchanged(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    assert bundle.manifest == manifest_of(folder)
+    assert bundle.manifest.embedding_space == SPACE
+    assert (bundle.manifest.contract.token_width, bundle.manifest.contract.embedding_dim) == (WIDTH, DIM)
+    assert bundle.file("encode") == folder / "encode.onnx"
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    (tmp_path / "data").write_bytes(data)
+    assert sha256_file(tmp_path / "data") == hashlib.sha256(data).hexdigest()
+
+
+def test_writing_again_replaces_the_manifest_and_leaves_no_draft(folder: Path) -> None:
+    write_manifest(folder, manifest_of(folder).model_copy(update={"name": "second"}))
+    assert Bundle.open(folder).manifest.name == "second"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "encode.onnx",
+        "enhance.onnx",
+        "manifest.json",
+        "patchify.onnx",
+    ]
+
+
+def test_writing_into_a_missing_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"absent.*cannot be written"):
+        write_manifest(tmp_path / "absent", manifest_of(folder))
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "absent")
+
+
+def test_missing_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    assert "manifest.json: the manifest is missing" in refusal(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00", b"[" * 3])
+def test_manifest_that_is_no_json(folder: Path, content: bytes) -> None:
+    (folder / "manifest.json").write_bytes(content)
+    assert "not valid JSON" in refusal(folder)
+
+
+def test_flipped_byte(folder: Path) -> None:
+    path = folder / "encode.onnx"
+    expected = sha256_file(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    message = refusal(folder)
+    assert "encode.onnx: SHA-256" in message
+    assert expected in message
+    assert sha256_file(path) in message
+    assert "s3clip-export" in message
+
+
+def test_truncated_file(folder: Path) -> None:
+    path = folder / "enhance.onnx"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    assert f"enhance.onnx: size must be {len(data)} bytes, found {len(data) - 1}" in refusal(folder)
+
+
+def test_missing_file(folder: Path) -> None:
+    (folder / "patchify.onnx").unlink()
+    assert "patchify.onnx: the file of role patchify is missing" in refusal(folder)
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_other_schema_version_is_named_before_its_unknown_keys(folder: Path, version: object) -> None:
+    edit_manifest(folder, schema_version=version, something_new=1)
+    assert f"schema_version must be 1, found {version!r}" in refusal(folder)
+
+
+def test_unknown_key(folder: Path) -> None:
+    edit_manifest(folder, pariti={})
+    assert "pariti: Extra inputs are not permitted" in refusal(folder)
+
+
+@pytest.mark.parametrize("outside", ["../encode.onnx", "sub/../../encode.onnx"])
+def test_path_that_escapes(folder: Path, outside: str) -> None:
+    (folder.parent / "encode.onnx").write_bytes((folder / "encode.onnx").read_bytes())
+    (folder / "sub").mkdir()
+    edit_manifest(folder, artefacts=[{**a, "file": outside} for a in artefacts(folder)])
+    assert "must lie in the bundle's folder" in refusal(folder)
+
+
+def test_absolute_path_escapes(folder: Path) -> None:
+    other = folder.parent / "enhance.onnx"
+    other.write_bytes((folder / "enhance.onnx").read_bytes())
+    edit_manifest(folder, artefacts=[{**a, "file": str(other)} for a in artefacts(folder)])
+    assert "must lie in the bundle's folder" in refusal(folder)
+
+
+def test_link_out_of_the_folder_escapes(folder: Path) -> None:
+    target = folder.parent / "elsewhere.onnx"
+    (folder / "encode.onnx").rename(target)
+    (folder / "encode.onnx").symlink_to(target)
+    assert "must lie in the bundle's folder" in refusal(folder)
+
+
+def test_role_that_is_missing_or_double(folder: Path) -> None:
+    entries = artefacts(folder)
+    edit_manifest(folder, artefacts=entries[:2])
+    assert "role encode (fp32, onnx) must be there exactly once, found 0 times" in refusal(folder)
+    edit_manifest(folder, artefacts=[*entries, entries[0]])
+    assert "role enhance (fp32, onnx) must be there exactly once, found 2 times" in refusal(folder)
+    edit_manifest(folder, artefacts=[])
+    assert "found 0 times" in refusal(folder)
+
+
+def test_every_differing_number_of_the_contract_is_named(folder: Path) -> None:
+    contract = json.loads((folder / "manifest.json").read_text())["contract"]
+    contract["lr_size"] = [32, 16]
+    contract["pixel_mean"] = [0.5, 0.5, 0.5]
+    contract["platforms"] = ["aerial", "ground"]
+    edit_manifest(folder, contract=contract)
+    message = refusal(folder)
+    assert "lr_size is (64, 32) here, (32, 16) in it" in message
+    assert "pixel_mean is (0.485, 0.456, 0.406) here, (0.5, 0.5, 0.5) in it" in message
+    assert "platforms is ('ground', 'aerial') here, ('aerial', 'ground') in it" in message
+    assert "clip_length" not in message

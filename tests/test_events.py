@@ -1,0 +1,132 @@
+"""Events as JSON: their documentation, their values, and what is never written."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from s3clip_runtime.gallery.prototypes import Match
+from s3clip_runtime.gallery.store import Decision
+from s3clip_runtime.streams.events import (
+    SCHEMA,
+    EndedTracklet,
+    EventMaker,
+    SightingEvent,
+    new_run_id,
+    utc_text,
+)
+from s3clip_runtime.streams.tracklets import LiveTracklet
+
+PAGE = Path(__file__).parents[1] / "docs" / "events.md"
+ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| (.+) \|$", re.MULTILINE)
+EMBEDDING = np.array([0.6, 0.8], np.float32)
+
+
+def tracklet() -> LiveTracklet:
+    boxes = np.array([[0, 0, 10, 30], [5, 0, 15, 40], [10, 0, 20, 32.04]], np.float32)
+    crops = tuple(np.zeros((int(box[3]), 10, 3), np.uint8) for box in boxes)
+    times = np.array([1e9, 1e9 + 0.5, 1e9 + 2.25])
+    quality = np.ones(3, np.float32)
+    return LiveTracklet("gate", 1, 4, 1e9, 1e9 + 2.25, 7, crops, quality, times, boxes)
+
+
+def make(
+    decision: Decision | None, *, live: bool = True, final: bool = True, with_embedding: bool = False
+) -> dict[str, Any]:
+    maker = EventMaker("run", "tiny", "ab" * 32, 0.6, with_embedding=with_embedding)
+    event = maker.make(
+        EndedTracklet(tracklet(), live, final), hr=False, embedding=EMBEDDING, decision=decision, now_unix_s=0
+    )
+    parsed: dict[str, Any] = json.loads(event.line())
+    return parsed
+
+
+MATCH = Decision("anna", 0.91234, Match("bert", 0.5))
+UNKNOWN = Decision(None, 0.3, None)
+
+
+def test_page_lists_exactly_the_fields_in_order() -> None:
+    documented = [name for name, _, _ in ROW.findall(PAGE.read_text())]
+    assert documented == [field.name for field in fields(SightingEvent)]
+    assert documented == list(make(MATCH))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        make(MATCH, with_embedding=True),
+        make(UNKNOWN, live=False, final=False),
+        make(None),
+        json.loads(re.findall(r"```json\n(.+?)\n```", PAGE.read_text(), re.DOTALL)[0]),
+    ],
+    ids=["match", "unknown", "no gallery", "example of the page"],
+)
+def test_values_have_the_documented_types(event: dict[str, Any]) -> None:
+    kinds: dict[str, tuple[type, ...]] = {
+        "string": (str,),
+        "number": (int, float),
+        "integer": (int,),
+        "boolean": (bool,),
+        "array": (list,),
+        "object": (dict,),
+        "null": (type(None),),
+    }
+    table = {name: text for name, text, _ in ROW.findall(PAGE.read_text())}
+    assert event.keys() == table.keys()
+    for name, value in event.items():
+        allowed = [
+            kinds[word]
+            for word in re.findall(r"string|number\b|integer|boolean|array|object|null", table[name])
+        ]
+        assert type(value) in {kind for group in allowed for kind in group}, name
+    assert event["schema"] == SCHEMA
+
+
+def test_facts_of_the_tracklet() -> None:
+    event = make(MATCH)
+    assert event["event_id"] == "run-000001"
+    assert (event["camera"], event["platform"], event["track"]) == ("gate", "aerial", 4)
+    assert (event["first_s"], event["last_s"], event["clock"]) == (1e9, 1e9 + 2.25, "unix")
+    assert event["first_time"] == "2001-09-09T01:46:40.000Z"
+    assert event["last_time"] == "2001-09-09T01:46:42.250Z"
+    assert (event["frames"], event["height_px"], event["box"]) == (7, 32.0, [10.0, 0.0, 20.0, 32.0])
+    assert (event["resolution"], event["enhanced"], event["final"]) == ("lr", True, True)
+    assert (event["decision"], event["identity"], event["score"]) == ("match", "anna", 0.9123)
+    assert (event["threshold"], event["runner_up"]) == (0.6, {"identity": "bert", "score": 0.5})
+    assert event["embedding"] is None
+
+
+def test_unknown_no_gallery_and_file_times() -> None:
+    unknown = make(UNKNOWN, live=False, final=False)
+    assert (unknown["decision"], unknown["identity"], unknown["score"]) == ("unknown", None, 0.3)
+    assert (unknown["runner_up"], unknown["final"]) == (None, False)
+    assert (unknown["clock"], unknown["first_time"], unknown["last_time"]) == ("stream", None, None)
+    alone = make(None)
+    assert alone["decision"] == "no_gallery"
+    assert [alone[name] for name in ("identity", "score", "threshold", "runner_up")] == [None] * 4
+
+
+def test_embedding_survives_the_text_exactly() -> None:
+    np.testing.assert_array_equal(np.float32(make(MATCH, with_embedding=True)["embedding"]), EMBEDDING)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_json_lacks_are_never_written(bad: float) -> None:
+    maker = EventMaker("run", "tiny", "ab", 0.6, with_embedding=True)
+    embedding = np.array([bad, 0], np.float32)
+    event = maker.make(
+        EndedTracklet(tracklet(), True, True), hr=True, embedding=embedding, decision=None, now_unix_s=0
+    )
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        event.line()
+
+
+def test_run_ids_differ_and_times_are_utc() -> None:
+    assert new_run_id() != new_run_id()
+    assert utc_text(0) == "1970-01-01T00:00:00.000Z"

@@ -1,0 +1,252 @@
+"""Sinks against real files: full disks, torn lines, and what a reader finds in the pictures."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from test_events import EMBEDDING, tracklet
+
+from s3clip_runtime.errors import SinkError
+from s3clip_runtime.streams.drawing import Label, SheetRow, contact_sheet, draw_labels
+from s3clip_runtime.streams.events import EndedTracklet, EventMaker, Sighting
+from s3clip_runtime.streams.sinks import AnnotatedVideo, JsonLines, write_png
+
+
+def sightings(count: int) -> list[Sighting]:
+    maker = EventMaker("run", "tiny", "ab" * 32, None, with_embedding=False)
+    ended = EndedTracklet(tracklet(), live=False, final=True)
+    clip = ended.tracklet.clip()
+    events = [maker.make(ended, clip.hr, EMBEDDING, None, now_unix_s=0) for _ in range(count)]
+    # Different lengths, so that the place where the disk is full differs from line to line.
+    return [
+        Sighting(replace(event, camera="c" * (i % 7 + 1)), clip, EMBEDDING, ())
+        for i, event in enumerate(events)
+    ]
+
+
+def text(many: list[Sighting]) -> str:
+    return "".join(one.event.line() + "\n" for one in many)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writes beyond `size` bytes fail, after a part has been written: what a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_appends_a_line_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"old": 1}\n')
+    many = sightings(2)
+    with JsonLines(path) as sink:
+        sink.sighting(many[0])
+        assert path.read_text() == '{"old": 1}\n' + text(many[:1])
+        sink.sighting(many[1])
+    assert path.read_text() == '{"old": 1}\n' + text(many)
+
+
+def test_torn_last_line_of_a_crash_does_not_swallow_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"torn": ')
+    many = sightings(1)
+    with JsonLines(path) as sink:
+        sink.sighting(many[0])
+    assert path.read_text() == '{"torn": \n' + text(many)
+
+
+def test_full_disk_keeps_lines_whole_and_catches_up_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    many = sightings(12)
+    with JsonLines(path) as sink:
+        with largest_file(len(text(many[:4])) + 100):
+            for one in many[:8]:
+                sink.sighting(one)
+            assert path.read_text() == text(many[:4])  # nothing of the fifth
+        for one in many[8:]:
+            sink.sighting(one)
+        assert path.read_text() == text(many)
+
+
+def test_close_catches_up_too(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    many = sightings(5)
+    sink = JsonLines(path)
+    with largest_file(1000):
+        for one in many:
+            sink.sighting(one)
+    sink.close()
+    assert path.read_text() == text(many)
+
+
+def test_what_never_fits_goes_to_stdout(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "events.jsonl"
+    old = "{}\n" * 10_000  # the limit holds for the captured stdout too, which must not reach it
+    path.write_text(old)
+    many = sightings(5)
+    sink = JsonLines(path)
+    with largest_file(len(old) + len(text(many[:2])) + 1):
+        for one in many:
+            sink.sighting(one)
+        with pytest.raises(
+            SinkError, match=r"3 events could not be written to .*events\.jsonl.*standard output"
+        ):
+            sink.close()
+    assert path.read_text() + capfd.readouterr().out == old + text(many)
+
+
+def test_device_that_is_always_full(capfd: pytest.CaptureFixture[str]) -> None:
+    many = sightings(3)
+    sink = JsonLines(Path("/dev/full"))
+    for one in many:
+        sink.sighting(one)
+    with pytest.raises(SinkError, match="3 events could not be written to /dev/full"):
+        sink.close()
+    assert capfd.readouterr().out == text(many)
+
+
+def test_really_full_file_system(tmp_path: Path) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        path, filler = tmp_path / "events.jsonl", tmp_path / "filler"
+        many = sightings(60)
+        with JsonLines(path) as sink:
+            filler.write_bytes(b"x" * 45_000)
+            for one in many[:-1]:
+                sink.sighting(one)
+            kept = path.read_text()
+            assert 0 < kept.count("\n") < 59
+            assert text(many[: kept.count("\n")]) == kept
+            filler.unlink()
+            sink.sighting(many[-1])
+            assert path.read_text() == text(many)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_path_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(SinkError, match=r"events cannot be written to .*: No such file or directory"):
+        JsonLines(tmp_path / "missing" / "events.jsonl")
+
+
+def test_closed_pipe_is_one_error_and_no_traceback(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_sinks import JsonLines, sightings\n"
+        "from s3clip_runtime.errors import SinkError\n"
+        "sink = JsonLines(None)\n"
+        "for one in sightings(3): sink.sighting(one)\n"
+        "try: sink.close()\n"
+        "except SinkError as error: sys.stderr.write(str(error))\n"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(write)
+    assert b"3 events were lost" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_annotated_video_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    video = AnnotatedVideo(path, (121, 161), 10)
+    times = [5.0, 5.1, 5.25, 6.0]
+    for number, time_s in enumerate(times):
+        video.write(np.full((121, 161, 3), (40 * number, 100, 200), np.uint8), time_s)
+    video.write(np.full((300, 20, 3), (200, 100, 50), np.uint8), 6.5)  # the camera changed its size
+    video.close()
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    assert [round(float(frame.time or 0), 3) for frame in frames] == [0.0, 0.1, 0.25, 1.0, 1.5]
+    assert {(frame.height, frame.width) for frame in frames} == {(120, 160)}
+    colours = [frame.to_ndarray(format="rgb24").mean(axis=(0, 1)) for frame in frames]
+    np.testing.assert_allclose(colours[2], (80, 100, 200), atol=6)
+    np.testing.assert_allclose(colours[4], (200, 100, 50), atol=6)
+
+
+def test_annotated_video_on_a_full_disk(tmp_path: Path) -> None:
+    with largest_file(50_000), pytest.raises(SinkError, match="make room on the disk"):
+        _write_noise(tmp_path / "out.mkv")
+    with pytest.raises(SinkError, match="cannot be created"):
+        AnnotatedVideo(tmp_path / "missing" / "out.mp4", (240, 320), 10)
+
+
+def _write_noise(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    video = AnnotatedVideo(path, (240, 320), 10)
+    for number in range(40):
+        video.write(rng.integers(0, 256, (240, 320, 3)).astype(np.uint8), number / 10)
+    video.close()
+
+
+def test_png_is_lossless_rgb(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+    write_png(tmp_path / "äöü.png", image)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "äöü.png")), image)
+    with pytest.raises(SinkError, match="cannot be written"):
+        write_png(tmp_path / "missing" / "x.png", image)
+
+
+def test_labels_touch_only_their_surroundings() -> None:
+    image = np.full((200, 300, 3), 128, np.uint8)
+    drawn = draw_labels(image, [Label(1, (100, 80, 140, 180), "#1 Ærø 0.83")])
+    changed = (drawn != 128).any(axis=2)
+    assert changed[80:181, 100].all()
+    assert changed[80:181, 140].all()
+    assert changed[80, 100:141].all()
+    assert changed[180, 100:141].all()
+    assert not changed[90:170, 110:130].any()  # inside
+    assert not changed[185:].any()
+    assert not changed[:, :95].any()
+    assert changed[60:80].any()  # the text
+    assert (image == 128).all()
+
+
+def test_label_at_the_border_stays_in_the_frame() -> None:
+    drawn = draw_labels(np.zeros((100, 200, 3), np.uint8), [Label(0, (190, 0, 199, 40), "#12 somebody 0.99")])
+    assert (drawn[:16, 90:190] > 200).all(axis=2).any()  # white letters, pushed left of the box
+
+
+def test_contact_sheet_shows_the_very_pixels() -> None:
+    rng = np.random.default_rng(0)
+    crops = tuple(rng.integers(0, 256, (128, 64, 3)).astype(np.uint8) for _ in range(8))
+    enhanced = rng.integers(0, 256, (8, 128, 64, 3)).astype(np.uint8)
+    row = SheetRow(("cam #1",), crops, enhanced, (), "truth x: ok", True)
+    small = SheetRow(("cam #2",), (crops[0][:2, :1],) * 8, None, (), "", None)
+    sheet = contact_sheet([row, small], "title")
+    for picture in (*crops, *enhanced):
+        assert _holds(sheet, picture)
+    block = np.repeat(np.repeat(crops[0][:2, :1], 64, axis=0), 64, axis=1)
+    assert _holds(sheet, block)  # enlarged without smoothing
+    assert contact_sheet([], "title").shape[1:] == sheet.shape[1:]
+
+
+def _holds(sheet: np.ndarray, picture: np.ndarray) -> bool:
+    """Whether `picture` is somewhere in `sheet`, pixel for pixel."""
+    height, width = picture.shape[:2]
+    corners = np.argwhere((sheet == picture[0, 0]).all(axis=2))
+    return any(np.array_equal(sheet[y : y + height, x : x + width], picture) for y, x in corners)
