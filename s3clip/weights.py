@@ -63,7 +63,7 @@ def load_swinir(module: SwinIR, path: Path) -> None:
 
 
 def load_official(module: SwinIR, state: Mapping[str, Tensor], origin: str) -> None:
-    """Fill a super-resolver from an official state dict; its derived constants are dropped, the rest must fit.
+    """Fill a super-resolver from an official state dict; derived constants are dropped, the rest must fit.
 
     Raises:
         WeightsError: as of `load_strict`.

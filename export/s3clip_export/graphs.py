@@ -1,0 +1,51 @@
+"""The three graphs of a bundle as traceable modules: uint8 crops in, one unit vector out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from s3clip.clips import unit_range
+from s3clip.model import S3Clip, embedding
+
+
+class Enhance(nn.Module):
+    """LR crops uint8 (N, 64, 32, 3) RGB to tokens (N, 128, width) and pictures uint8 (N, 128, 64, 3).
+
+    Pictures are for people to look at: only they are clamped, the tokens see the raw output (A11).
+    """
+
+    def __init__(self, model: S3Clip) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        resolved = self.model.super_resolve(unit_range(crops.permute(0, 3, 1, 2)))
+        frames = self.model.normalise(self.model.up(resolved))
+        picture = (resolved * 255.0).round().clamp(0.0, 255.0).to(torch.uint8)
+        return self.model.visual.patch_tokens(frames), picture.permute(0, 2, 3, 1)
+
+
+class Patchify(nn.Module):
+    """HR crops uint8 (N, 256, 128, 3) RGB to patch tokens (N, 128, width)."""
+
+    def __init__(self, model: S3Clip) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """See the class."""
+        return self.model.visual.patch_tokens(self.model.normalise(unit_range(crops.permute(0, 3, 1, 2))))
+
+
+class Encode(nn.Module):
+    """Tokens (B, T, 128, width) and platform ids int64 (B,) to unit embeddings (B, D)."""
+
+    def __init__(self, model: S3Clip) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, platform: Tensor) -> Tensor:
+        """See the class."""
+        return embedding(self.model.visual(tokens, platform))

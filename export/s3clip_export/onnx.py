@@ -1,0 +1,96 @@
+"""PyTorch modules to simplified ONNX files with a dynamic batch and nothing else dynamic."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnxslim
+import torch
+from torch import Tensor, nn
+
+from s3clip.model import S3Clip
+from s3clip_export.graphs import Encode, Enhance, Patchify
+from s3clip_runtime.errors import BundleError
+from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, FRAME_SIZE, LR_SIZE, PATCHES, PLATFORMS
+
+OPSET = 18
+"""LayerNormalization is one op from 17; JetPack 6's TensorRT reads up to 20."""
+
+FORBIDDEN_OPS = frozenset({"Loop", "If", "Scan", "Shape", "NonZero"})
+
+
+@dataclass(frozen=True)
+class GraphSource:
+    """One graph to export: role (also the file's stem), module, example inputs and tensor names."""
+
+    role: str
+    module: nn.Module
+    example: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def graph_sources(model: S3Clip) -> list[GraphSource]:
+    """The three graphs of the contract (design: enhance, patchify, encode)."""
+    batch = 2  # 0 and 1 are specialised by torch.export
+    width = model.visual.config.width
+    lr = torch.zeros(batch, *LR_SIZE, 3, dtype=torch.uint8)
+    hr = torch.zeros(batch, *FRAME_SIZE, 3, dtype=torch.uint8)
+    tokens = torch.zeros(batch, CLIP_LENGTH, PATCHES, width)
+    platform = torch.arange(batch) % len(PLATFORMS)
+    return [
+        GraphSource("enhance", Enhance(model), (lr,), ("crops",), ("tokens", "picture")),
+        GraphSource("patchify", Patchify(model), (hr,), ("crops",), ("tokens",)),
+        GraphSource("encode", Encode(model), (tokens, platform), ("tokens", "platform"), ("embedding",)),
+    ]
+
+
+def export_graph(source: GraphSource, path: Path) -> None:
+    """Trace, simplify, check and save one graph.
+
+    Raises:
+        BundleError: a forbidden operator, another opset, or a dynamic dimension beside the batch.
+    """
+    batch = torch.export.Dim("N", min=1, max=BATCH_PROFILE[2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
+        program = torch.onnx.export(
+            source.module.eval(),
+            source.example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(source.inputs),
+            output_names=list(source.outputs),
+            dynamic_shapes=tuple({0: batch} for _ in source.example),
+            verbose=False,
+        )
+    if program is None:
+        raise BundleError(f"graph {source.role}: the exporter returned nothing; update torch and onnxscript")
+    graph = onnxslim.slim(program.model_proto)
+    problems = graph_problems(graph)
+    if problems:
+        raise BundleError(f"graph {source.role} breaks the contract: {'; '.join(problems)}")
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, path)
+
+
+def graph_problems(graph: onnx.ModelProto) -> list[str]:
+    """What a graph has that a bundle must not hold; empty when it is fine."""
+    problems = []
+    counts = Counter(node.op_type for node in graph.graph.node)
+    problems += [f"{counts[op]} x {op}, allowed 0" for op in sorted(FORBIDDEN_OPS & counts.keys())]
+    opsets = {entry.domain: entry.version for entry in graph.opset_import}
+    if opsets != {"": OPSET}:
+        problems.append(f"opset is {opsets}, must be {OPSET} of the standard domain alone")
+    for value in (*graph.graph.input, *graph.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if not dims[0].dim_param:
+            problems.append(f"{value.name}: the batch dimension is fixed to {dims[0].dim_value}")
+        problems += [
+            f"{value.name}: dimension {i} is dynamic" for i, dim in enumerate(dims) if i and dim.dim_param
+        ]
+    return problems

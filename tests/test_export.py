@@ -1,0 +1,123 @@
+"""A tiny run through export: parity on real crops, batch sizes, refusals."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from test_train import tiny_tree
+
+from s3clip.config import parse_config
+from s3clip.datasets.folder import read_folder
+from s3clip.evaluate import embed_tracklets
+from s3clip.model import S3Clip
+from s3clip.train import train
+from s3clip_export import write
+from s3clip_export.onnx import graph_problems
+from s3clip_export.verify import choose_tracklets
+from s3clip_runtime.errors import BundleError, ConfigError
+from s3clip_runtime.inference.backends.onnxruntime import OrtSession
+from s3clip_runtime.inference.bundle import Bundle
+from s3clip_runtime.inference.spec import CLIP_LENGTH, PATCHES
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run_folder(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    train(parse_config(tiny_tree(tiny_world), "test"), folder, threading.Event())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "bundle"
+    write.export_run(run_folder, out, data=None, tracklets=8)
+    return out
+
+
+def test_the_bundle_opens_with_a_parity_report_within_bounds(exported: Path) -> None:
+    manifest = Bundle.open(exported).manifest
+    assert manifest.parity is not None
+    assert manifest.parity.tracklets == 8
+    assert manifest.parity.worst_cosine >= 0.99999
+    assert manifest.parity.max_abs_error <= 1e-5
+    assert manifest.training["config"]["reid"]["variant"] == "two_phase"  # type: ignore[index, call-overload]
+
+
+def test_graphs_hold_the_contract(exported: Path) -> None:
+    for name in ("enhance", "patchify", "encode"):
+        graph = onnx.load(exported / f"{name}.onnx")
+        assert graph_problems(graph) == []
+        assert any(node.op_type == "LayerNormalization" for node in graph.graph.node) or name == "patchify"
+
+
+def test_a_batch_is_its_single_items(exported: Path) -> None:
+    rng = np.random.default_rng(0)
+    platform = np.arange(17) % 2
+    session = OrtSession(exported / "encode.onnx")
+    tokens = rng.normal(size=(17, CLIP_LENGTH, PATCHES, 32)).astype(np.float32)
+    whole = session.run({"tokens": tokens, "platform": platform})["embedding"]
+    for i in (0, 1, 16):
+        one = session.run({"tokens": tokens[i : i + 1], "platform": platform[i : i + 1]})["embedding"]
+        np.testing.assert_allclose(whole[i], one[0], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1.0, atol=1e-6)
+    assert np.abs(whole[0] - whole[2]).max() > 1e-3  # the input matters
+
+
+def test_the_picture_is_the_clamped_super_resolution(exported: Path, run_folder: Path) -> None:
+    crops = np.random.default_rng(1).integers(0, 256, (3, 64, 32, 3), dtype=np.uint8)
+    picture = OrtSession(exported / "enhance.onnx").run({"crops": crops})["picture"]
+    model = _model(run_folder)
+    with torch.no_grad():
+        resolved = model.super_resolve(torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255)
+    expected = (resolved * 255).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
+    assert np.abs(picture.astype(int) - expected).max() <= 1
+
+
+def test_a_graph_that_differs_from_pytorch_is_not_written(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Negative control: PyTorch's side of the comparison gets slightly other weights.
+    def embed_other(model: S3Clip, tracklets: list[object], *, device: str) -> object:
+        with torch.no_grad():
+            model.visual.proj.mul_(1.05)
+        return embed_tracklets(model, tracklets, device=device)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("s3clip_export.verify.embed_tracklets", embed_other)
+    out = tmp_path / "bundle"
+    with pytest.raises(BundleError, match="max_abs_error is"):
+        write.export_run(run_folder, out, data=None, tracklets=8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run_and_an_existing_bundle_are_refused(
+    exported: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json is missing"):
+        write.export_run(tmp_path, tmp_path / "bundle", data=None, tracklets=8)
+    with pytest.raises(BundleError, match="exists already"):
+        write.export_run(run_folder, exported, data=None, tracklets=8)
+
+
+def test_parity_tracklets_are_half_hr(tiny_world: Path) -> None:
+    chosen = choose_tracklets(read_folder(tiny_world, "test"), 6)
+    assert len(chosen) == 6
+    assert sum(t.hr for t in chosen) == 3
+    assert len({t.name for t in chosen}) == 6
+
+
+def _model(run: Path) -> S3Clip:
+    from s3clip.checkpoint import read_run
+    from s3clip.model import build_model
+    from s3clip.weights import load_strict
+
+    config, weights, _ = read_run(run)
+    model = build_model(config).eval()
+    load_strict(model, weights, str(run))
+    return model

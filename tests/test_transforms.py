@@ -1,0 +1,43 @@
+"""Random erasing and flips."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from s3clip.transforms import ERASED_AREA, ERASED_ASPECT, erase_tracklets, erased_rectangle, flip_horizontally
+
+
+def test_one_rectangle_per_tracklet_is_the_same_in_all_frames_and_holds_the_fill() -> None:
+    videos = torch.rand(6, 4, 3, 64, 32)
+    fill = torch.tensor([2.0, 3.0, 4.0]).view(3, 1, 1)
+    erased = erase_tracklets(videos, 1.0, fill, np.random.default_rng(0))
+    changed = (erased != videos).any(dim=2)
+    assert torch.equal(changed, changed[:, :1].expand_as(changed))
+    for tracklet, mask in zip(erased, changed[:, 0], strict=True):
+        rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+        assert mask.sum() == len(rows) * len(columns)  # one full rectangle
+        assert torch.equal(tracklet[0, :, rows[0], columns[0]], fill.flatten())
+    assert len({tuple(mask.nonzero()[0].tolist()) for mask in changed[:, 0]}) > 1  # drawn anew per tracklet
+
+
+def test_erasing_has_its_probability() -> None:
+    videos = torch.ones(400, 1, 3, 16, 8)
+    erased = erase_tracklets(videos, 0.25, torch.zeros(3, 1, 1), np.random.default_rng(1))
+    share = (erased != videos).flatten(1).any(1).float().mean().item()
+    assert 0.18 < share < 0.32
+
+
+def test_rectangles_keep_area_and_aspect() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(500):
+        top, left, h, w = erased_rectangle(256, 128, rng)
+        assert top + h <= 256
+        assert left + w <= 128
+        assert ERASED_AREA[0] * 0.9 < h * w / (256 * 128) < ERASED_AREA[1] * 1.1
+        assert ERASED_ASPECT[0] * 0.9 < h / w < ERASED_ASPECT[1] * 1.1
+
+
+def test_flip_mirrors_the_width() -> None:
+    video = torch.arange(24.0).view(1, 2, 3, 4)
+    assert torch.equal(flip_horizontally(video)[..., 0], video[..., -1])
