@@ -23,7 +23,11 @@ class Stage(Protocol):
 
     name: str
     steps: int
-    optimizers: Mapping[str, torch.optim.Optimizer]
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """By the names that checkpoints use."""
+        ...
 
     def step(self, index: int) -> dict[str, float]:
         """Do step `index` (from 0) and return what to log."""

@@ -112,17 +112,7 @@ def embedding(features: Features) -> Tensor:
 
 
 def build_model(config: TrainConfig) -> S3Clip:
-    """The network of a configuration with random weights."""
-    sr: nn.Module
-    if config.sr.kind == "bicubic":
-        sr = BicubicResize(LR_SIZE, SR_SIZE)
-    else:
-        sr = SwinIR(
-            embed_dim=config.sr.embed_dim,
-            depths=config.sr.depths,
-            num_heads=config.sr.num_heads,
-            drop_path=config.sr.drop_path,
-        )
+    """The network of a configuration with random weights; the encoder's do not depend on `sr`."""
     settings = config.visual
     visual = VisualEncoder(
         VisualConfig(
@@ -137,4 +127,14 @@ def build_model(config: TrainConfig) -> S3Clip:
             zero_init_up=settings.zero_init_up,
         )
     )
+    sr: nn.Module
+    if config.sr.kind == "bicubic":
+        sr = BicubicResize(LR_SIZE, SR_SIZE)
+    else:
+        sr = SwinIR(
+            embed_dim=config.sr.embed_dim,
+            depths=config.sr.depths,
+            num_heads=config.sr.num_heads,
+            drop_path=config.sr.drop_path,
+        )
     return S3Clip(sr, visual, normalise_first=config.reid.variant == "joint")

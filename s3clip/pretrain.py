@@ -25,9 +25,8 @@ from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.preprocess import resize_bicubic
 from s3clip_runtime.inference.spec import SR_SIZE
 
-
 HEAD_RATE = 10.0
-"""The classifiers start at N(0, .001) (method.md 2); at the backbone's rate they need hundreds of steps to grow."""
+"""The classifiers start at N(0, .001) (method.md 2); at the backbone's rate they grow too slowly."""
 
 
 def cosine_lr(base: float, index: int, steps: int, warmup: int = 20) -> float:
@@ -107,7 +106,9 @@ class VisualPretraining:
             {"params": backbone, "rate": 1.0},
             {"params": [p for p in heads.parameters() if p.requires_grad], "rate": HEAD_RATE},
         ]
-        self._optimizer = torch.optim.AdamW(groups, lr=settings.visual_lr, weight_decay=0.05)
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=settings.visual_lr, weight_decay=0.02, betas=(0.9, 0.98)
+        )
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {"visual": self._optimizer}
 
     def step(self, index: int) -> dict[str, float]:

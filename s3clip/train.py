@@ -25,8 +25,10 @@ from s3clip.prompts import PromptStage
 from s3clip.reid import ReidStage
 from s3clip.swinir import SwinIR
 from s3clip.text import CONTEXT_LENGTH, PromptLearner, TextEncoder
+from s3clip.vit import sine_positions
 from s3clip.weights import clip_state, load_clip, load_swinir
 from s3clip_runtime.errors import ConfigError
+from s3clip_runtime.inference.spec import PATCH_GRID
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,14 @@ def build_networks(config: TrainConfig, identities: int) -> Networks:
     """All networks with their starting weights; random ones follow the seed."""
     torch.manual_seed(config.seed)
     model = build_model(config)
+    torch.manual_seed(config.seed + 1)  # a baseline without a network in S's place starts with the same heads
     heads = IdentityHeads(config.visual.width, config.visual.out_dim, identities)
     text = TextEncoder(config.text.width, config.text.layers, config.text.heads, config.visual.out_dim)
     template = 0.02 * torch.randn(CONTEXT_LENGTH, config.text.width)
-    if config.clip.weights != "random":
+    if config.clip.weights == "random":
+        with torch.no_grad():
+            model.visual.positional_embedding.copy_(sine_positions(PATCH_GRID, config.visual.width))
+    else:
         template = load_clip(model.visual, text, clip_state(config.clip.weights))
     if config.sr.weights is not None:
         if not isinstance(model.sr, SwinIR):

@@ -34,7 +34,9 @@ def shift_pictures(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     down, right = round(height * SHIFT_SHARE), round(width * SHIFT_SHARE)
     padded = torch.nn.functional.pad(pictures, (right, right, down, down), mode="replicate")
     offsets = zip(
-        rng.integers(0, 2 * down + 1, len(pictures)), rng.integers(0, 2 * right + 1, len(pictures)), strict=True
+        rng.integers(0, 2 * down + 1, len(pictures)),
+        rng.integers(0, 2 * right + 1, len(pictures)),
+        strict=True,
     )
     moved = [one[:, y : y + height, x : x + width] for one, (y, x) in zip(padded, offsets, strict=True)]
     return torch.stack(moved)

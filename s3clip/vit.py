@@ -22,6 +22,10 @@ ADAPTER_PARTS = frozenset({"dat", "dat_cross", "cv_embed"})
 """Parts of a dotted parameter name that mark what stage 2 trains in this encoder."""
 
 
+SLOWEST_PERIOD = 20.0
+"""Of `sine_positions`, in patches over 2 pi: the grids here have at most some 20 rows."""
+
+
 @dataclass(frozen=True)
 class VisualConfig:
     """Shape of the encoder; the defaults are CLIP ViT-B/16 with the paper's adapters.
@@ -112,6 +116,23 @@ class TokenFeatures(NamedTuple):
 def is_adapter_parameter(name: str) -> bool:
     """Whether stage 2 trains this parameter of the encoder: the adapters and the platform prompts (A17)."""
     return not ADAPTER_PARTS.isdisjoint(name.split("."))
+
+
+def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """2-D sine-cosine positions for a start from random weights: float32 (1 + rows * columns, width).
+
+    With a random table attention cannot tell head from feet for hundreds of steps. The class token has 0.
+
+    Raises:
+        ConfigError: `width` is not a multiple of 4 (sine and cosine of row and column).
+    """
+    if width % 4:
+        raise ConfigError(f"visual.width must be a multiple of 4 to start from random weights, got {width}")
+    frequencies = SLOWEST_PERIOD ** -(torch.arange(width // 4) / (width // 4))
+    row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    angles = [position.flatten()[:, None] * frequencies for position in (row, column)]
+    table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    return torch.cat([torch.zeros(1, width), table])
 
 
 def resize_position_embedding(table: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -211,7 +211,9 @@ class _Diverging:
 
     def __init__(self) -> None:
         self.module = torch.nn.Linear(1, 1)
-        self.optimizers = {"one": torch.optim.Adam(self.module.parameters())}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "one": torch.optim.Adam(self.module.parameters())
+        }
 
     def step(self, index: int) -> dict[str, float]:
         return {"loss": 1.0 if index < 1 else float("nan")}

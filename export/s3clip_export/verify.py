@@ -69,7 +69,8 @@ def broken_bounds(parity: Parity) -> list[str]:
 def _nearest(vectors: NDArray[np.float32]) -> NDArray[np.intp]:
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -np.inf)
-    return similarity.argmax(axis=1)
+    nearest: NDArray[np.intp] = similarity.argmax(axis=1)
+    return nearest
 
 
 def _spread(items: Sequence[Tracklet], count: int) -> list[Tracklet]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,4 +61,4 @@ def best_indices(quality: NDArray[np.float32], length: int = CLIP_LENGTH) -> lis
     if count <= length:
         return [min(i, count - 1) for i in range(length)]
     edges = [i * count // length for i in range(length + 1)]
-    return [low + int(np.argmax(quality[low:high])) for low, high in zip(edges, edges[1:], strict=False)]
+    return [low + int(np.argmax(quality[low:high])) for low, high in pairwise(edges)]
