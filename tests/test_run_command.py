@@ -277,3 +277,26 @@ def test_demo(tmp_path: Path) -> None:
     assert len(events) == int(totals[1])
     made = {path.name for path in tmp_path.iterdir()}
     assert made >= {"ground.mp4", "aerial.mp4", "contact_sheet.png", "gallery.sqlite", "mine.txt"}
+
+
+def test_one_frame_tracks_and_crops_of_6_and_2000_px_give_events(usual: list[str], tmp_path: Path) -> None:
+    """Tiny, huge and usual people, each in two frames: one confirms the track, one is the tracklet."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        Image.fromarray(rng.integers(0, 256, (2100, 1200, 3), dtype=np.uint8)).save(pictures / f"{index}.png")
+    people = {(1, 2): "10,10,6,6", (3, 4): "50,40,1000,2000", (5, 6): "700,900,60,150"}
+    boxes = tmp_path / "boxes.txt"
+    boxes.write_text("".join(f"{n},1,{box},1\n" for frames, box in people.items() for n in frames))
+    words = (f"{pictures}@aerial", *usual, "--detector", boxes)
+    done = s3clip_run(*words, "--min-frames", "1")
+    assert done.returncode == 0, done.stderr
+    events = events_of(done.stdout)
+    assert [event["frames"] for event in events] == [1, 1, 1]
+    resolutions = {event["height_px"]: event["resolution"] for event in events}
+    assert resolutions == {6.0: "lr", 150.0: "lr", 2000.0: "hr"}
+    by_default = s3clip_run(*words)
+    assert (by_default.returncode, by_default.stdout) == (0, "")
+    assert "3 under 4 frames, left out" in by_default.stderr
+    assert "No person was seen" in by_default.stderr

@@ -22,6 +22,7 @@ def build_cameras(
     detectors: Sequence[str],
     tiles: tuple[int, int] | None,
     open_network: Callable[[Path], Session],
+    min_frames: int,
 ) -> list[Camera]:
     """One camera a source, each with its own detector, tracker and tracklets.
 
@@ -30,6 +31,7 @@ def build_cameras(
         detectors: `DETECTOR` for all sources or `NAME=DETECTOR` for one; none means background motion.
         tiles: rows and columns that a YOLOX detector cuts frames into; None leaves them whole.
         open_network: path to the open graph of a detector; the caller closes it. Called once a path.
+        min_frames: tracklets seen in fewer frames give no event.
 
     Raises:
         ConfigError: a source or detector cannot be understood, or a name occurs twice.
@@ -42,7 +44,7 @@ def build_cameras(
         raise ConfigError(f"two sources are named {twice[0]!r}; give each its own name: NAME=URL@platform")
     networks = cache(open_network)  # cameras with the same network share one session
     choices = detector_choices([spec.name for spec in specs], detectors)
-    return [Camera(spec, _detector(choices[spec.name], tiles, networks)) for spec in specs]
+    return [Camera(spec, _detector(choices[spec.name], tiles, networks), min_frames) for spec in specs]
 
 
 def detector_choices(names: Sequence[str], detectors: Sequence[str]) -> Mapping[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 from tqdm import tqdm
 
-from s3clip_runtime.streams.camera import MIN_FRAMES, CameraReport
+from s3clip_runtime.streams.camera import CameraReport
 
 STATUS_EVERY_S = 10.0
 
@@ -46,7 +46,7 @@ def print_summary(reports: Sequence[CameraReport]) -> None:
 def _counts(report: CameraReport) -> str:
     text = f"{report.frames} frames ({report.fps:.1f} fps), {report.tracklets} tracklets"
     if report.too_short:
-        text += f" (and {report.too_short} under {MIN_FRAMES} frames, left out)"
+        text += f" (and {report.too_short} under {report.min_frames} frames, left out)"
     if report.live:
         text += f", {report.dropped} frames dropped, {report.reconnects} reconnects"
     return text

@@ -46,6 +46,7 @@ class RunOptions:
     embedding: bool
     device: str
     threads: int | None
+    min_frames: int
 
 
 @click.command(name="s3clip-run", cls=Command)
@@ -74,6 +75,13 @@ class RunOptions:
 @click.option("--embedding", is_flag=True, help="Put the embedding into each event. It is biometric data.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each network; all by default.")
+@click.option(
+    "--min-frames",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Leave out tracklets seen in fewer frames; the summary counts them. The tracker uses one more.",
+)
 @click.option("--demo", is_flag=True, help="Run the bundled synthetic example. Takes no sources.")
 @click.option("--out", type=_PATH, metavar="DIR", help="Where --demo writes; s3clip-demo by default.")
 def main(
@@ -89,6 +97,7 @@ def main(
     embedding: bool,
     device: str,
     threads: int | None,
+    min_frames: int,
     demo: bool,
     out: Path | None,
 ) -> None:
@@ -99,7 +108,7 @@ def main(
     """
     options = RunOptions(
         sources, bundle, gallery, threshold, detectors, tiles,
-        events, annotate, contact_sheet, embedding, device, threads,
+        events, annotate, contact_sheet, embedding, device, threads, min_frames,
     )  # fmt: skip
     from s3clip_runtime.cli.signals import stop_on_signals
 
@@ -145,7 +154,9 @@ def run(options: RunOptions, stop: threading.Event) -> None:
             stack.callback(session.close)
             return session
 
-        cameras = build_cameras(options.sources, options.detectors, _tiles(options.tiles), open_network)
+        cameras = build_cameras(
+            options.sources, options.detectors, _tiles(options.tiles), open_network, options.min_frames
+        )
         matching = _open_matching(stack, options, Bundle.open(options.bundle))
         annotators = [] if options.annotate is None else _annotators(options.annotate, cameras)
         sheet = _contact_sheet(options, matching.embedder)

@@ -20,7 +20,7 @@ MAX_TRACKLET_S = 10.0
 """Longer tracks are cut, so a person who stays is reported at least so often."""
 
 MIN_FRAMES = 4
-"""Tracklets that were seen in fewer frames are mostly false alarms. They are counted, but give no event."""
+"""Default of `min_frames`: tracklets seen in fewer frames are mostly false alarms."""
 
 
 @dataclass(slots=True)
@@ -34,7 +34,8 @@ class CameraReport:
         dropped: left out by a live source because they were damaged or nobody took them in time.
         reconnects: connections after the first one.
         tracklets: submitted for recognition.
-        too_short: seen in fewer than `MIN_FRAMES` frames and left out.
+        min_frames: tracklets seen in fewer frames give no event.
+        too_short: how many those were.
         events: delivered; equals `tracklets` when the run ended in order.
         seconds: from the run's start to the end of this camera.
         error: None when it ended as it should.
@@ -46,6 +47,7 @@ class CameraReport:
     dropped: int = 0
     reconnects: int = 0
     tracklets: int = 0
+    min_frames: int = MIN_FRAMES
     too_short: int = 0
     events: int = 0
     seconds: float = 0.0
@@ -63,11 +65,13 @@ class Camera:
     Args:
         spec: what to read.
         detector: not shared with other cameras if it remembers frames.
+        min_frames: tracklets seen in fewer frames are counted, but give no event; the tracker
+            spends one more frame on confirming a track.
     """
 
-    def __init__(self, spec: SourceSpec, detector: Detector) -> None:
+    def __init__(self, spec: SourceSpec, detector: Detector, min_frames: int = MIN_FRAMES) -> None:
         self.spec = spec
-        self.report = CameraReport(spec.name)
+        self.report = CameraReport(spec.name, min_frames=min_frames)
         self._detector = detector
         self._tracker = CameraTracker()
         self._builder = TrackletBuilder(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from s3clip_runtime.errors import S3ClipError, SinkError, SourceError
-from s3clip_runtime.streams.camera import MIN_FRAMES, Camera, CameraReport
+from s3clip_runtime.streams.camera import Camera, CameraReport
 from s3clip_runtime.streams.events import EndedTracklet, Sighting
 from s3clip_runtime.streams.frames import Frame, Observation
 from s3clip_runtime.streams.sources import Source, open_source
@@ -231,7 +231,7 @@ class Pipeline:
 
     def _submit(self, camera: Camera, ended: Sequence[EndedTracklet]) -> None:
         for one in ended:
-            if one.tracklet.seen < MIN_FRAMES:
+            if one.tracklet.seen < camera.report.min_frames:
                 camera.report.too_short += 1
             else:
                 self._batcher.submit(one)
