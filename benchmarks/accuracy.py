@@ -30,12 +30,12 @@ from s3clip_runtime.inference.ranking import RankingResult, paired_bootstrap
 ROOT = Path(__file__).parents[1]
 FIGURES = ("rank1", "rank1_bicubic", "map", "map_bicubic")
 HEAD = """# Results
-Written by `python -m benchmarks.accuracy`; do not edit. **Synthetic data**: drawn people, a tiny model, 60 unseen
-identities. It shows whether the recipe works here, and nothing about real video.
+Written by `python -m benchmarks.accuracy`; do not edit. **Synthetic data**: drawn people, a tiny model,
+60 unseen identities. It shows whether the recipe works here, and nothing about real video.
 
-Two-phase S3-CLIP against the same network with a bicubic x2 in the place of SwinIR, with the same start and the same
-batches. Differences are paired over queries, with 95 % bootstrap intervals. The rows of all seeds give mean and
-standard deviation over the seeds.
+Two-phase S3-CLIP against the same network with a bicubic x2 in the place of SwinIR, with the same start
+and the same batches. Differences are paired over queries, with 95 % bootstrap intervals. The rows of all
+seeds give mean and standard deviation over the seeds.
 """.splitlines()
 COLUMNS = """
 | protocol | seed | queries | Rank-1 | Rank-1 bicubic | difference | mAP | mAP bicubic | difference |
