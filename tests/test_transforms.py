@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from s3clip.transforms import ERASED_AREA, ERASED_ASPECT, erase_tracklets, erased_rectangle, flip_horizontally
+from s3clip.transforms import (
+    ERASED_AREA,
+    ERASED_ASPECT,
+    erase_tracklets,
+    erased_rectangle,
+    flip_horizontally,
+    jitter_colours,
+    shift_pictures,
+)
 
 
 def test_one_rectangle_per_tracklet_is_the_same_in_all_frames_and_holds_the_fill() -> None:
@@ -41,3 +49,26 @@ def test_rectangles_keep_area_and_aspect() -> None:
 def test_flip_mirrors_the_width() -> None:
     video = torch.arange(24.0).view(1, 2, 3, 4)
     assert torch.equal(flip_horizontally(video)[..., 0], video[..., -1])
+
+
+def test_shifts_move_each_picture_by_its_own_whole_pixels_and_repeat_the_border() -> None:
+    rows, columns = torch.meshgrid(torch.arange(100.0), torch.arange(50.0), indexing="ij")
+    pictures = torch.stack((rows, columns, rows))[None].repeat(12, 1, 1, 1)
+    moved = shift_pictures(pictures, np.random.default_rng(0))
+    down = moved[:, 0, 50, 25] - 50
+    right = moved[:, 1, 50, 25] - 25
+    assert len(set(down.tolist())) > 3
+    assert down.abs().max() <= 6
+    assert right.abs().max() <= 3
+    for picture, dy, dx in zip(moved, down, right, strict=True):
+        assert torch.equal(picture[0], (rows + dy).clamp(0, 99))
+        assert torch.equal(picture[1], (columns + dx).clamp(0, 49))
+
+
+def test_colour_jitter_is_one_gain_a_channel() -> None:
+    pictures = torch.rand(5, 3, 8, 4) + 0.1
+    gain = jitter_colours(pictures, np.random.default_rng(0)) / pictures
+    assert (gain.amax((2, 3)) - gain.amin((2, 3))).max() < 1e-5
+    assert gain.min() >= 0.8 * 0.9 - 1e-5
+    assert gain.max() <= 1.25 * 1.1 + 1e-5
+    assert gain[:, 0, 0, 0].std() > 0.01
