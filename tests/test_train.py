@@ -248,7 +248,7 @@ def test_unknown_settings_name_the_near_miss(tmp_path: Path) -> None:
 def test_checkpoints_load_strictly(tiny_world: Path, tmp_path: Path) -> None:
     run, stage = RunFolder(tmp_path, config_of(tiny_world)), _Diverging()
     run.save("diverging", 1, {"module": stage.module}, stage.optimizers)
-    with pytest.raises(WeightsError, match=r"missing: 1\.weight"):
+    with pytest.raises(WeightsError, match=r"missing: 1\.bias, 1\.weight"):
         run.load_modules({"module": torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(1, 1))})
 
 

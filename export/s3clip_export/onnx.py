@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnxslim
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +49,7 @@ def graph_sources(model: S3Clip) -> list[GraphSource]:
 
 
 def export_graph(source: GraphSource, path: Path) -> None:
-    """Trace, simplify, check and save one graph.
+    """Trace, simplify (the exporter folds constants and drops dead nodes), check and save one graph.
 
     Raises:
         BundleError: a forbidden operator, another opset, or a dynamic dimension beside the batch.
@@ -70,7 +69,7 @@ def export_graph(source: GraphSource, path: Path) -> None:
         )
     if program is None:
         raise BundleError(f"graph {source.role}: the exporter returned nothing; update torch and onnxscript")
-    graph = onnxslim.slim(program.model_proto)
+    graph = program.model_proto
     problems = graph_problems(graph)
     if problems:
         raise BundleError(f"graph {source.role} breaks the contract: {'; '.join(problems)}")
