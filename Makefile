@@ -14,7 +14,7 @@ test: $(DEV)/ready
 	$(DEV)/bin/ruff check
 	$(DEV)/bin/ruff format --check
 	$(DEV)/bin/mypy
-	$(DEV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n 2
 
 # The tiny bundle and the two videos that the runtime ships (about 20 minutes on two cores).
 demo-data: $(DEV)/ready
