@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from s3clip_runtime.cli.errors import Command
+from s3clip_runtime.cli.errors import Command, needs_extra
+from s3clip_runtime.cli.signals import stop_on_signals
 
 
 @click.command(cls=Command, name="s3clip-train")
@@ -15,18 +16,14 @@ from s3clip_runtime.cli.errors import Command
 @click.option("--set", "overrides", multiple=True, metavar="A.B=V", help="Change a setting; may be repeated.")
 def main(config: Path, out: Path | None, overrides: tuple[str, ...]) -> None:
     """Train S3-CLIP as CONFIG (TOML) says. Stopped runs resume with the same command."""
-    import signal
-    import threading
-
-    from s3clip.config import load_config
-    from s3clip.loop import Interrupted
-    from s3clip.train import train
+    with needs_extra("train"):
+        from s3clip.config import load_config
+        from s3clip.loop import Interrupted
+        from s3clip.train import train
 
     settings = load_config(config, overrides)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        train(settings, out or Path("runs") / config.stem, stop)
-    except Interrupted as interruption:
-        click.echo(str(interruption), err=True)  # a wanted stop: exit 0, so that a scheduler requeues
+    with stop_on_signals("a checkpoint follows this step") as stop:
+        try:
+            train(settings, out or Path("runs") / config.stem, stop)
+        except Interrupted as interruption:
+            click.echo(str(interruption), err=True)  # a wanted stop: exit 0, so that a scheduler requeues

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from s3clip_runtime.cli.errors import Command
+from s3clip_runtime.cli.errors import Command, needs_extra
 
 
 @click.command(cls=Command, name="s3clip-export")
@@ -20,7 +20,8 @@ from s3clip_runtime.cli.errors import Command
 @click.option("--tracklets", default=64, show_default=True, help="Tracklets to measure parity on.")
 def main(run: Path, out: Path, data: Path | None, tracklets: int) -> None:
     """Export RUN (a folder of s3clip-train) to ONNX graphs that are proven against PyTorch."""
-    from s3clip_export.write import export_run
+    with needs_extra("export"):
+        from s3clip_export.write import export_run
 
     parity = export_run(run, out, data=data, tracklets=tracklets)
     click.echo(

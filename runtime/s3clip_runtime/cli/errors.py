@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import click
 
-from s3clip_runtime.errors import S3ClipError
+from s3clip_runtime.errors import ConfigError, S3ClipError
 
 
 class Command(click.Command):
@@ -27,6 +27,17 @@ class Group(click.Group):
         """Run the group and the chosen subcommand."""
         with _one_line_errors(ctx):
             return super().invoke(ctx)
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Around a command's heavy imports: a missing package becomes a ConfigError that names the extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'{error.name} is not installed; this command needs: pip install "s3clip[{extra}]"'
+        ) from error
 
 
 class _CleanFailure(click.ClickException):

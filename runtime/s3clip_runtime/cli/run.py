@@ -112,7 +112,7 @@ def main(
     )  # fmt: skip
     from s3clip_runtime.cli.signals import stop_on_signals
 
-    with stop_on_signals() as stop:
+    with stop_on_signals("what was read is still processed") as stop:
         if demo:
             _check_demo(options)
             from s3clip_runtime.cli.demo import run_demo

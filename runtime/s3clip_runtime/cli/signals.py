@@ -11,8 +11,12 @@ from types import FrameType
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets. Use it in the main thread only."""
+def stop_on_signals(meaning: str) -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets. Use it in the main thread only.
+
+    Args:
+        meaning: what the stop does, said on standard error when the signal comes.
+    """
     stop = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -21,7 +25,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # os.write, because Python's buffered stderr must not be entered from a handler
-        os.write(2, b"\nstopping: what was read is still processed; once more aborts\n")
+        os.write(2, f"\nstopping: {meaning}; once more aborts\n".encode())
 
     for number in before:
         signal.signal(number, first)

@@ -1,0 +1,46 @@
+"""The doors of training and export: quick help, and errors that name their cure."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODULES = {"s3clip-train": "s3clip.cli", "s3clip-export": "s3clip_export.cli"}
+
+
+def call(module: str, *words: str, without: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in a fresh interpreter, in which the package `without` cannot be imported."""
+    hide = "" if without is None else f"sys.modules[{without!r}] = None; "
+    code = f"import sys; {hide}from {module} import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(("command", "module"), MODULES.items())
+def test_help_needs_no_torch(command: str, module: str) -> None:
+    done = call(module, "--help", without="torch")
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "extra"),
+    [
+        ("s3clip.cli", ["config.toml"], "train"),
+        ("s3clip_export.cli", ["run", "-o", "bundle"], "export"),
+    ],
+)
+def test_a_missing_extra_is_named(module: str, words: list[str], extra: str) -> None:
+    done = call(module, *words, without="torch")
+    assert done.returncode == 2
+    assert f'torch is not installed; this command needs: pip install "s3clip[{extra}]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_config_is_one_line(tmp_path: Path) -> None:
+    done = call("s3clip.cli", str(tmp_path / "absent.toml"))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "no such file" in done.stderr
