@@ -110,7 +110,8 @@ def embedding(features: Features) -> Tensor:
     """The test embedding: `final` and `proj` before the necks, L2-normalised as one vector."""
     vector = torch.cat((features.final, features.proj), dim=1)
     # F.normalize expands the norm, which brings the batch size into an exported graph.
-    return vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True).clamp_min(1e-12)
+    norm: Tensor = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
+    return vector / norm.clamp_min(1e-12)
 
 
 def build_model(config: TrainConfig) -> S3Clip:

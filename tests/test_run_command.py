@@ -289,7 +289,7 @@ def test_one_frame_tracks_and_crops_of_6_and_2000_px_give_events(usual: list[str
     people = {(1, 2): "10,10,6,6", (3, 4): "50,40,1000,2000", (5, 6): "700,900,60,150"}
     boxes = tmp_path / "boxes.txt"
     boxes.write_text("".join(f"{n},1,{box},1\n" for frames, box in people.items() for n in frames))
-    words = (f"{pictures}@aerial", *usual, "--detector", boxes)
+    words = [f"{pictures}@aerial", *usual, "--detector", str(boxes)]
     done = s3clip_run(*words, "--min-frames", "1")
     assert done.returncode == 0, done.stderr
     events = events_of(done.stdout)

@@ -70,11 +70,28 @@ def export_graph(source: GraphSource, path: Path) -> None:
     if program is None:
         raise BundleError(f"graph {source.role}: the exporter returned nothing; update torch and onnxscript")
     graph = program.model_proto
+    _strip_traces(graph)
     problems = graph_problems(graph)
     if problems:
         raise BundleError(f"graph {source.role} breaks the contract: {'; '.join(problems)}")
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
+
+
+def _strip_traces(model: onnx.ModelProto) -> None:
+    """Remove the exporter's notes: stack traces with paths of the exporting machine."""
+    graph = model.graph
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+    ):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def graph_problems(graph: onnx.ModelProto) -> list[str]:
