@@ -16,7 +16,7 @@ test: $(DEV)/ready
 	$(DEV)/bin/mypy
 	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n 2
 
-# The tiny bundle and the two videos that the runtime ships (about 20 minutes on two cores).
+# The tiny bundle and the two videos that the runtime ships: trains for minutes, and resumes.
 demo-data: $(DEV)/ready
 	$(DEV)/bin/python -m benchmarks.demo_data
 

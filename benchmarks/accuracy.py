@@ -1,6 +1,6 @@
 """Two-phase S3-CLIP against the bicubic baseline with the same budget, on unseen synthetic identities.
 
-    python -m benchmarks.accuracy --page docs/results.md            (about an hour on two cores)
+    python -m benchmarks.accuracy --page docs/results.md
 
 Each seed trains both; both start from the same encoder and draw the same batches. Per seed the difference is
 paired over queries; over seeds the mean and the spread are printed. Results are JSON beside the runs.
