@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 
 from s3clip.checkpoint import read_run
 from s3clip.config import TrainConfig, load_config
-from s3clip.datasets import cross_view_protocols
+from s3clip.datasets.catalog import protocol_tracklets, read_protocols
 from s3clip.evaluate import embed_tracklets, rank_protocol
-from s3clip.model import build_model
-from s3clip.train import load_data, train
-from s3clip.weights import load_strict
+from s3clip.train import train
 from s3clip_runtime.inference.ranking import RankingResult, paired_bootstrap
 
 ROOT = Path(__file__).parents[1]
@@ -56,13 +54,11 @@ class Row(TypedDict):
 
 def rankings(run: Path) -> dict[str, RankingResult]:
     """Every protocol's ranking by the trained model of a run."""
-    config, weights, _ = read_run(run)
-    model = build_model(config)
-    load_strict(model, weights, str(run))
-    protocols = cross_view_protocols(load_data(config.data, "test"))
-    tracklets = {t.name: t for p in protocols for t in (*p.query, *p.gallery)}
-    embedded = embed_tracklets(model, list(tracklets.values()), device="cpu")
-    vectors = dict(zip(tracklets, embedded, strict=True))
+    config, model, _ = read_run(run)
+    protocols = read_protocols(config.data)
+    tracklets = protocol_tracklets(protocols)
+    embedded = embed_tracklets(model, tracklets, device="cpu")
+    vectors = dict(zip((t.name for t in tracklets), embedded, strict=True))
     return {protocol.name: rank_protocol(protocol, vectors) for protocol in protocols}
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from s3clip.config import TrainConfig, parse_config
+from s3clip.model import S3Clip, build_model
 from s3clip.weights import load_strict
 from s3clip_runtime.errors import ConfigError
 
@@ -127,11 +128,12 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle.fileno())
 
 
-def read_run(path: Path) -> tuple[TrainConfig, dict[str, Tensor], dict[str, Any]]:
-    """Configuration, final weights and results of a finished run.
+def read_run(path: Path) -> tuple[TrainConfig, S3Clip, dict[str, Any]]:
+    """Configuration, trained model (in eval mode, without gradients) and results of a finished run.
 
     Raises:
         ConfigError: no run there, or it is not finished.
+        WeightsError: its weights do not fit its configuration.
     """
     for name in (CONFIG, MODEL, RESULTS):
         if not (path / name).exists():
@@ -140,4 +142,7 @@ def read_run(path: Path) -> tuple[TrainConfig, dict[str, Tensor], dict[str, Any]
             )
     tree = cast(dict[str, Any], json.loads((path / CONFIG).read_text("utf-8")))
     results = cast(dict[str, Any], json.loads((path / RESULTS).read_text("utf-8")))
-    return parse_config(tree, str(path / CONFIG)), load_file(path / MODEL), results
+    config = parse_config(tree, str(path / CONFIG))
+    model = build_model(config)
+    load_strict(model, load_file(path / MODEL), str(path / MODEL))
+    return config, model.eval().requires_grad_(False), results

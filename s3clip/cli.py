@@ -1,4 +1,4 @@
-"""s3clip-train: configuration in, run folder out."""
+"""s3clip-train: configuration in, run folder out; and what is done with finished runs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,31 @@ from pathlib import Path
 
 import click
 
-from s3clip_runtime.cli.errors import Command, needs_extra
+from s3clip_runtime.cli.errors import Group, needs_extra
 from s3clip_runtime.cli.signals import stop_on_signals
 
 
-@click.command(cls=Command, name="s3clip-train")
+class _TrainGroup(Group):
+    """`s3clip-train CONFIG` is short for `s3clip-train run CONFIG`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `run` before anything that is no subcommand."""
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_TrainGroup, name="s3clip-train")
+def main() -> None:
+    """Train S3-CLIP: `s3clip-train CONFIG` is short for `s3clip-train run CONFIG`."""
+
+
+@main.command
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/CONFIG-NAME.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=V", help="Change a setting; may be repeated.")
-def main(config: Path, out: Path | None, overrides: tuple[str, ...]) -> None:
-    """Train S3-CLIP as CONFIG (TOML) says. Stopped runs resume with the same command."""
+def run(config: Path, out: Path | None, overrides: tuple[str, ...]) -> None:
+    """Train as CONFIG (TOML) says. Stopped runs resume with the same command."""
     with needs_extra("train"):
         from s3clip.config import load_config
         from s3clip.loop import Interrupted

@@ -19,7 +19,7 @@ def load_crops(tracklet: Tracklet, indices: Sequence[int]) -> list[NDArray[np.ui
     decoded: dict[int, NDArray[np.uint8]] = {}
     for index in indices:
         if index not in decoded:
-            with Image.open(tracklet.frames[index]) as picture:
+            with Image.open(tracklet.frame(index)) as picture:
                 decoded[index] = np.asarray(picture.convert("RGB"))
     return [decoded[index] for index in indices]
 

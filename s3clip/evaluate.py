@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from s3clip.clips import hr_tensor, load_crops, lr_tensor, unit_range
 from s3clip.datasets import Protocol, Tracklet
+from s3clip.datasets.catalog import protocol_tracklets
 from s3clip.model import S3Clip
 from s3clip_runtime.inference.clips import spread_indices
 from s3clip_runtime.inference.ranking import (
@@ -50,7 +51,7 @@ def embed_tracklets(model: S3Clip, tracklets: Sequence[Tracklet], *, device: str
     model.eval()
     rows = []
     for tracklet in tqdm(tracklets, desc="embed", unit="tracklet", leave=False):
-        crops = load_crops(tracklet, spread_indices(len(tracklet.frames)))
+        crops = load_crops(tracklet, spread_indices(len(tracklet)))
         if tracklet.hr:
             frames = unit_range(hr_tensor(crops).to(device))
         else:
@@ -62,10 +63,9 @@ def embed_tracklets(model: S3Clip, tracklets: Sequence[Tracklet], *, device: str
 
 def evaluate(model: S3Clip, protocols: Sequence[Protocol], *, device: str) -> dict[str, ProtocolResult]:
     """Rank-1/5/10 and mAP of every protocol. Each tracklet is embedded once."""
-    tracklets = {t.name: t for p in protocols for t in (*p.query, *p.gallery)}
-    vectors = dict(
-        zip(tracklets, embed_tracklets(model, list(tracklets.values()), device=device), strict=True)
-    )
+    tracklets = protocol_tracklets(protocols)
+    rows = embed_tracklets(model, tracklets, device=device)
+    vectors = dict(zip((t.name for t in tracklets), rows, strict=True))
     return {protocol.name: _evaluate_protocol(protocol, vectors) for protocol in protocols}
 
 

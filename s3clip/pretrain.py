@@ -69,7 +69,7 @@ class SuperResolutionPretraining:
         crops = []
         for chosen in rng.integers(0, len(self._tracklets), self._settings.sr_batch):
             tracklet = self._tracklets[chosen]
-            crop = load_crops(tracklet, [int(rng.integers(0, len(tracklet.frames)))])[0]
+            crop = load_crops(tracklet, [int(rng.integers(0, len(tracklet)))])[0]
             crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
         inputs = unit_range(lr_tensor(crops).to(self._device))
         pictures = np.stack([resize_bicubic(crop, SR_SIZE) for crop in crops])
@@ -146,7 +146,7 @@ class VisualPretraining:
             order = rng.permutation(len(tracklets))
             for i in range(self._settings.visual_frames):
                 tracklet = tracklets[order[i % len(order)]]
-                crop = load_crops(tracklet, [int(rng.integers(0, len(tracklet.frames)))])[0]
+                crop = load_crops(tracklet, [int(rng.integers(0, len(tracklet)))])[0]
                 crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
                 rows.append(int(label))
         frames = shift_pictures(unit_range(hr_tensor(crops).to(self._device)), rng)

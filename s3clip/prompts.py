@@ -24,7 +24,7 @@ def cache_features(model: S3Clip, tracklets: Sequence[Tracklet], *, device: str)
     model.eval()
     rows = []
     for tracklet in tqdm(tracklets, desc="cache features", unit="tracklet", leave=False):
-        crops = load_crops(tracklet, spread_indices(len(tracklet.frames)))
+        crops = load_crops(tracklet, spread_indices(len(tracklet)))
         frames = unit_range(hr_tensor(crops).to(device))
         rows.append(model.features(frames.unsqueeze(0), None, adapters=False).proj[0])
     return torch.stack(rows)

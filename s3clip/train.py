@@ -14,9 +14,9 @@ from torch import nn
 
 from s3clip import prompts as prompt_stage
 from s3clip.checkpoint import MODEL, RESULTS, RunFolder, write_atomic
-from s3clip.config import DataSettings, TrainConfig
-from s3clip.datasets import Tracklet, cross_view_protocols
-from s3clip.datasets.folder import read_folder
+from s3clip.config import TrainConfig
+from s3clip.datasets import Tracklet
+from s3clip.datasets.catalog import read_protocols, read_train
 from s3clip.evaluate import ProtocolResult, evaluate, results_table
 from s3clip.loop import Stage, run_stage
 from s3clip.model import IdentityHeads, S3Clip, build_model
@@ -43,23 +43,6 @@ class Networks:
     def modules(self) -> dict[str, nn.Module]:
         """By the names that checkpoints use."""
         return {"model": self.model, "heads": self.heads, "prompts": self.prompts, "text": self.text}
-
-
-def load_data(settings: DataSettings, split: str) -> list[Tracklet]:
-    """Tracklets of a split; the synthetic world is written first where it is configured and missing."""
-    if settings.synthetic is not None:
-        from s3clip.synthetic import write_dataset
-
-        world = settings.synthetic
-        write_dataset(
-            settings.root,
-            seed=world.seed,
-            train_identities=world.train_identities,
-            test_identities=world.test_identities,
-            tracklets_per_view=world.tracklets_per_view,
-            frames=world.frames,
-        )
-    return read_folder(settings.root, split)
 
 
 def build_networks(config: TrainConfig, identities: int) -> Networks:
@@ -139,7 +122,7 @@ def train(config: TrainConfig, out: Path, stop: threading.Event) -> dict[str, Pr
         torch.set_num_threads(config.threads)
     _check_device(config.device)
     run = RunFolder(out, config)
-    tracklets = load_data(config.data, "train")
+    tracklets = read_train(config.data)
     networks = build_networks(config, len({t.identity for t in tracklets}))
     modules = networks.modules()
     for module in modules.values():
@@ -147,7 +130,7 @@ def train(config: TrainConfig, out: Path, stop: threading.Event) -> dict[str, Pr
     _run_stages(config, run, networks, tracklets, stop)
     save_file({k: v.contiguous() for k, v in networks.model.state_dict().items()}, out / (MODEL + ".part"))
     (out / (MODEL + ".part")).replace(out / MODEL)
-    protocols = cross_view_protocols(load_data(config.data, "test"))
+    protocols = read_protocols(config.data)
     results = evaluate(networks.model, protocols, device=config.device)
     write_atomic(out / RESULTS, json.dumps(results, indent=2))
     print(results_table(results))

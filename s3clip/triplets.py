@@ -108,4 +108,4 @@ class TripletDataset(Dataset[MicroBatch]):
         return _Item(hr, h2l, lr, label, sharp.platform, degraded.platform, low.platform, high is not None)
 
     def _indices(self, tracklet: Tracklet, rng: np.random.Generator) -> list[int]:
-        return train_frame_indices(len(tracklet.frames), self._clip_length, rng)
+        return train_frame_indices(len(tracklet), self._clip_length, rng)

@@ -16,7 +16,7 @@ HR_SIZE, LR_SIZE = (200, 100), (40, 20)
 
 def tracklets_of(identity: int, hr: int, lr: int) -> list[Tracklet]:
     return [
-        Tracklet(f"{kind}/{identity:04}/{i}", identity, "cam0", 0, (Path("frame.jpg"),), (size,))
+        Tracklet(f"{kind}/{identity:04}/{i}", identity, "cam0", 0, Path(), ("frame.jpg",), (size,))
         for kind, count, size in (("hr", hr, HR_SIZE), ("lr", lr, LR_SIZE))
         for i in range(count)
     ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_train import tiny_tree
 
+from s3clip.checkpoint import read_run
 from s3clip.config import parse_config
 from s3clip.datasets.folder import read_folder
 from s3clip.evaluate import embed_tracklets
@@ -75,7 +76,7 @@ def test_a_batch_is_its_single_items(exported: Path) -> None:
 def test_the_picture_is_the_clamped_super_resolution(exported: Path, run_folder: Path) -> None:
     crops = np.random.default_rng(1).integers(0, 256, (3, 64, 32, 3), dtype=np.uint8)
     picture = OrtSession(exported / "enhance.onnx").run({"crops": crops})["picture"]
-    model = _model(run_folder)
+    _, model, _ = read_run(run_folder)
     with torch.no_grad():
         resolved = model.super_resolve(torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255)
     expected = (resolved * 255).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
@@ -112,14 +113,3 @@ def test_parity_tracklets_are_half_hr(tiny_world: Path) -> None:
     assert len(chosen) == 6
     assert sum(t.hr for t in chosen) == 3
     assert len({t.name for t in chosen}) == 6
-
-
-def _model(run: Path) -> S3Clip:
-    from s3clip.checkpoint import read_run
-    from s3clip.model import build_model
-    from s3clip.weights import load_strict
-
-    config, weights, _ = read_run(run)
-    model = build_model(config).eval()
-    load_strict(model, weights, str(run))
-    return model

@@ -30,7 +30,8 @@ def test_reads_a_split_in_order_with_native_sizes(tmp_path: Path) -> None:
         identity=12,
         camera="aerial/cam0",
         platform=1,
-        frames=tuple(tmp_path / f"train/aerial/0012/cam0_0001/00000{i}.jpg" for i in range(3)),
+        folder=tmp_path / "train/aerial/0012/cam0_0001",
+        files=("000000.jpg", "000001.jpg", "000002.jpg"),
         sizes=((30, 12), (31, 13), (128, 64)),
     )
     assert (narrow.name, narrow.camera, narrow.platform) == ("ground/0007/cam0_0009", "ground/cam0", 0)
@@ -98,7 +99,7 @@ def test_superscript_digits_are_no_identity(tmp_path: Path) -> None:
 
 
 def tracklet(identity: int, platform: int, name: str, camera: str) -> Tracklet:
-    return Tracklet(name, identity, camera, platform, (Path("frame.jpg"),), ((20, 10),))
+    return Tracklet(name, identity, camera, platform, Path(), ("frame.jpg",), ((20, 10),))
 
 
 def test_three_protocols() -> None:

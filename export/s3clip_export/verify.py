@@ -37,7 +37,7 @@ def choose_tracklets(tracklets: Sequence[Tracklet], count: int) -> list[Tracklet
 def measure_parity(model: S3Clip, draft: Bundle, tracklets: Sequence[Tracklet]) -> Parity:
     """Embed every tracklet with PyTorch and with the runtime's own embedder on the CPU, and compare."""
     expected = embed_tracklets(model, tracklets, device="cpu")
-    clips = [Clip(tuple(load_crops(t, spread_indices(len(t.frames)))), t.platform, t.hr) for t in tracklets]
+    clips = [Clip(tuple(load_crops(t, spread_indices(len(t)))), t.platform, t.hr) for t in tracklets]
     with Embedder(draft, device="cpu") as embedder:
         found = embedder.embed(clips)
     cosine = np.sum(expected * found, axis=1)

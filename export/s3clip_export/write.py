@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 from s3clip.checkpoint import read_run
 from s3clip.config import TrainConfig
-from s3clip.model import S3Clip, build_model
-from s3clip.train import load_data
-from s3clip.weights import load_strict
+from s3clip.datasets.catalog import protocol_tracklets, read_protocols
+from s3clip.model import S3Clip
 from s3clip_export.onnx import OPSET, export_graph, graph_sources
 from s3clip_export.verify import broken_bounds, choose_tracklets, measure_parity
 from s3clip_runtime.errors import BundleError
@@ -48,14 +47,11 @@ def export_run(run: Path, out: Path, *, data: Path | None, tracklets: int) -> Pa
     """
     if out.exists():
         raise BundleError(f"bundle {out}: exists already; choose another folder or delete it")
-    config, weights, results = read_run(run)
-    model = build_model(config)
-    load_strict(model, weights, str(run))
-    model.eval().requires_grad_(False)
+    config, model, results = read_run(run)
     settings = (
         config.data if data is None else config.data.model_copy(update={"root": data, "synthetic": None})
     )
-    chosen = choose_tracklets(load_data(settings, "test"), tracklets)
+    chosen = choose_tracklets(protocol_tracklets(read_protocols(settings)), tracklets)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:

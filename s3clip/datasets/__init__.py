@@ -22,7 +22,9 @@ class Tracklet:
         identity: the data set's own number of the person; training relabels it.
         camera: unique in its data set; the ranking leaves out matches of the query's own camera.
         platform: platform id of the camera (`spec.PLATFORMS`).
-        frames: image files in temporal order, at least one.
+        folder: where the image files are.
+        files: their names below `folder`, in temporal order, at least one. Names, not paths: DetReIDX has
+            11.75 million frames, and a Path object for each would take gigabytes.
         sizes: native (height, width) of each frame.
     """
 
@@ -30,8 +32,17 @@ class Tracklet:
     identity: int
     camera: str
     platform: int
-    frames: tuple[Path, ...]
+    folder: Path
+    files: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.files)
+
+    def frame(self, index: int) -> Path:
+        """The image file of one frame."""
+        return self.folder / self.files[index]
 
     @cached_property
     def hr(self) -> bool:

@@ -96,7 +96,8 @@ def _read_tracklet(folder: Path, problems: list[str]) -> Tracklet | None:
         identity=int(identity),
         camera=f"{platform}/{camera}",
         platform=platform_id(platform),
-        frames=frames,
+        folder=folder,
+        files=tuple(frame.name for frame in frames),
         sizes=tuple(sizes),
     )
 
