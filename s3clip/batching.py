@@ -16,7 +16,7 @@ from s3clip.datasets import Tracklet
 from s3clip_runtime.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Triplet:
     """Three clips of one identity.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from s3clip.datasets import Tracklet
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
+from s3clip_runtime.inference.spec import LR_SIZE
 
 
 def load_crops(tracklet: Tracklet, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
@@ -27,6 +28,17 @@ def load_crops(tracklet: Tracklet, indices: Sequence[int]) -> list[NDArray[np.ui
 def lr_tensor(crops: Sequence[NDArray[np.uint8]]) -> Tensor:
     """Crops of any size to uint8 (T, 3, 64, 32): Pillow bicubic, as the runtime does it (A7)."""
     return _channels_first(lr_batch(crops))
+
+
+def aliased_lr_tensor(crops: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """As `lr_tensor` by torch's bicubic without antialiasing, rounded to 8 bits: the option of A7."""
+    small = [
+        torch.nn.functional.interpolate(
+            _channels_first(crop[None]).float(), size=LR_SIZE, mode="bicubic", align_corners=False
+        )
+        for crop in crops
+    ]
+    return torch.cat(small).round().clamp(0, 255).to(torch.uint8)
 
 
 def hr_tensor(crops: Sequence[NDArray[np.uint8]]) -> Tensor:

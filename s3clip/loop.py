@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 import zlib
@@ -15,7 +16,11 @@ from torch import nn
 from tqdm import tqdm
 
 from s3clip.checkpoint import RunFolder
+from s3clip.parallel import World
 from s3clip_runtime.errors import S3ClipError
+
+LOG_EVERY_S = 60.0
+"""Between two lines of progress where no terminal shows a bar, as in a scheduler's log."""
 
 
 class Stage(Protocol):
@@ -27,6 +32,15 @@ class Stage(Protocol):
     @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """By the names that checkpoints use."""
+        ...
+
+    @property
+    def scalers(self) -> Mapping[str, torch.amp.GradScaler]:
+        """Loss scalers by the names of their optimizers; empty without any."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """What step `index` learns from, for error messages."""
         ...
 
     def step(self, index: int) -> dict[str, float]:
@@ -46,42 +60,54 @@ def run_stage(
     stage: Stage,
     run: RunFolder,
     modules: Mapping[str, nn.Module],
+    world: World,
     *,
     start: int,
     seed: int,
     checkpoint_every_s: float,
     stop: threading.Event,
 ) -> None:
-    """Do the steps from `start` on and leave a checkpoint at the end.
+    """Do the steps from `start` on and leave a checkpoint at the end; the first process writes.
 
     Every step seeds the generators from (seed, stage, step): so a resumed run draws the same numbers.
 
     Raises:
-        Interrupted: `stop` was set; a checkpoint was written first.
-        DivergedError: a metric is not finite.
+        Interrupted: `stop` was set in a process; a checkpoint was written first.
+        DivergedError: a metric is NaN or infinite; nothing is written.
+        SinkError: the disk is full; the last checkpoint is kept.
     """
     saved_at = time.monotonic()
-    progress = tqdm(range(start, stage.steps), initial=start, total=stage.steps, desc=stage.name, unit="step")
+    progress = tqdm(
+        range(start, stage.steps),
+        desc=stage.name,
+        unit="step",
+        initial=start,
+        total=stage.steps,
+        disable=not world.main,
+        mininterval=0.1 if sys.stderr.isatty() else LOG_EVERY_S,
+    )
     for index in progress:
         torch.manual_seed(step_seed(seed, stage.name, index))
         metrics = stage.step(index)
         bad = {key: value for key, value in metrics.items() if not math.isfinite(value)}
         if bad:
             raise DivergedError(
-                f"stage {stage.name}, step {index}: {bad} is not finite; {run.path} keeps its "
-                "last good checkpoint; lower the learning rate and start again"
+                f"stage {stage.name}, step {index}: {bad} is not finite ({stage.describe(index)}); "
+                f"{run.path} keeps its last good checkpoint; lower the learning rate or check these pictures"
             )
-        run.log({"stage": stage.name, "step": index, **metrics})
         progress.set_postfix({key: f"{value:.3g}" for key, value in list(metrics.items())[:4]})
-        stopping = stop.is_set()
-        if stopping or time.monotonic() - saved_at > checkpoint_every_s:
-            run.save(stage.name, index + 1, modules, stage.optimizers)
-            saved_at = time.monotonic()
+        stopping = world.any(stop.is_set())
+        if world.main:
+            run.log({"stage": stage.name, "step": index, **metrics})
+            if stopping or time.monotonic() - saved_at > checkpoint_every_s:
+                run.save(stage.name, index + 1, modules, stage.optimizers, stage.scalers)
+                saved_at = time.monotonic()
         if stopping:
             raise Interrupted(
                 f"stopped after step {index + 1} of stage {stage.name}; the same command resumes"
             )
-    run.save(stage.name, stage.steps, modules, stage.optimizers)
+    if world.main:
+        run.save(stage.name, stage.steps, modules, stage.optimizers, stage.scalers)
 
 
 def step_seed(seed: int, name: str, index: int) -> int:

@@ -7,6 +7,7 @@ raw dot products of 512-wide features lose too much in half precision.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,12 +88,17 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(_full(logits), labels, label_smoothing=LABEL_SMOOTHING)
 
 
+CrossEntropy = Callable[[Tensor, Tensor], Tensor]
+"""Logits (B, N) and labels int64 (B,) to a scalar."""
+
+
 def reid_loss(
     features: tuple[Tensor, Tensor, Tensor],
     scores: tuple[Tensor, Tensor],
     text_all: Tensor,
     labels: Tensor,
     weights: ReidWeights,
+    entropies: Sequence[CrossEntropy] = (smoothed_cross_entropy,) * 3,
 ) -> ReidLoss:
     """The stage-2 ReID objective of one micro-batch (method.md 5.2).
 
@@ -102,12 +108,15 @@ def reid_loss(
         text_all: (N, o), one cached text feature an identity.
         labels: int64 (B,) in [0, N).
         weights: factors of the parts.
+        entropies: of the logits against the texts and of the two classifiers (A20).
     """
     proj = features[2]
     text = text_all[labels]
-    v2s = smoothed_cross_entropy(_dot(proj, text_all), labels)
+    v2s = entropies[0](_dot(proj, text_all), labels)
     triplet = torch.stack([triplet_loss(feature, labels) for feature in features]).sum()
-    identity = torch.stack([smoothed_cross_entropy(score, labels) for score in scores]).sum()
+    identity = torch.stack(
+        [entropy(score, labels) for entropy, score in zip(entropies[1:], scores, strict=True)]
+    ).sum()
     image_text = supcon(proj, text, labels, labels)
     text_image = supcon(text, proj, labels, labels)
     total = (

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from s3clip.config import TrainConfig
-from s3clip.resize import BicubicResize
+from s3clip.resize import Kernel, Resize
 from s3clip.swinir import SwinIR
-from s3clip.vit import Features, VisualConfig, VisualEncoder
+from s3clip.vit import Features, TokenFeatures, VisualConfig, VisualEncoder
 from s3clip_runtime.inference.spec import FRAME_SIZE, LR_SIZE, PIXEL_MEAN, PIXEL_STD, PLATFORMS, SR_SIZE
 
 
@@ -55,20 +55,31 @@ class S3Clip(nn.Module):
     """The whole network from pixels to embedding.
 
     Args:
-        sr: maps (N, 3, 64, 32) to (N, 3, 128, 64): SwinIR, or a bicubic resize as the baseline.
+        sr: maps (N, 3, 64, 32) to (N, 3, 128, 64): SwinIR, or a plain resize as the baseline.
         visual: the encoder.
         normalise_first: the joint variant S+I normalises before super-resolution (method.md 7.3).
+        clamp: keep super-resolved pictures in [0, 1] outside training (A11).
+        kernel: of the resize behind `sr`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, sr: nn.Module, visual: VisualEncoder, *, normalise_first: bool) -> None:
+    def __init__(
+        self,
+        sr: nn.Module,
+        visual: VisualEncoder,
+        *,
+        normalise_first: bool,
+        clamp: bool = False,
+        kernel: Kernel = "bicubic",
+    ) -> None:
         super().__init__()
         self.sr = sr
-        self.up = BicubicResize(SR_SIZE, FRAME_SIZE)
+        self.up = Resize(SR_SIZE, FRAME_SIZE, kernel)
         self.visual = visual
         self.normalise_first = normalise_first
+        self.clamp = clamp
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 
@@ -81,11 +92,11 @@ class S3Clip(nn.Module):
         return pixels * self.std + self.mean
 
     def super_resolve(self, crops: Tensor) -> Tensor:
-        """LR crops (N, 3, 64, 32) in [0, 1] to pictures (N, 3, 128, 64), about [0, 1], not clamped (A11)."""
-        if self.normalise_first:
-            return self.denormalise(self.sr(self.normalise(crops)))
-        output: Tensor = self.sr(crops)
-        return output
+        """LR crops (N, 3, 64, 32) in [0, 1] to pictures (N, 3, 128, 64), about [0, 1]; clamped see A11."""
+        output: Tensor = (
+            self.denormalise(self.sr(self.normalise(crops))) if self.normalise_first else self.sr(crops)
+        )
+        return output.clamp(0.0, 1.0) if self.clamp and not self.training else output
 
     def enhance(self, crops: Tensor) -> Tensor:
         """LR crops (N, 3, 64, 32) in [0, 1] to frames (N, 3, 256, 128), about [0, 1]."""
@@ -94,12 +105,16 @@ class S3Clip(nn.Module):
 
     def features(self, frames: Tensor, platform: Tensor | None, *, adapters: bool = True) -> Features:
         """Frames (B, T, 3, 256, 128) in [0, 1] and platform ids (B,) to T-averaged features."""
-        batch, length = frames.shape[:2]
-        tokens = self.visual.patch_tokens(self.normalise(frames.flatten(0, 1)))
-        features: Features = self.visual(
-            tokens.reshape(batch, length, *tokens.shape[1:]), platform, adapters=adapters
-        )
+        features: Features = self.visual(self._patch_tokens(frames), platform, adapters=adapters)
         return features
+
+    def token_features(self, frames: Tensor, platform: Tensor | None) -> TokenFeatures:
+        """As `features`, but every token of every frame."""
+        return self.visual.token_features(self._patch_tokens(frames), platform)
+
+    def _patch_tokens(self, frames: Tensor) -> Tensor:
+        tokens = self.visual.patch_tokens(self.normalise(frames.flatten(0, 1)))
+        return tokens.reshape(*frames.shape[:2], *tokens.shape[1:])
 
     def forward(self, frames: Tensor, platform: Tensor) -> Tensor:
         """Frames (B, T, 3, 256, 128) in [0, 1] to unit embeddings (B, width + out_dim) (method.md 2)."""
@@ -123,6 +138,7 @@ def build_model(config: TrainConfig) -> S3Clip:
             layers=settings.layers,
             heads=settings.heads,
             out_dim=settings.out_dim,
+            patch=settings.patch,
             adapter_width=settings.adapter_width,
             adapter_heads=settings.adapter_heads,
             platform_prompt_depth=settings.platform_prompt_depth,
@@ -130,14 +146,19 @@ def build_model(config: TrainConfig) -> S3Clip:
             zero_init_up=settings.zero_init_up,
         )
     )
-    sr: nn.Module
-    if config.sr.kind == "bicubic":
-        sr = BicubicResize(LR_SIZE, SR_SIZE)
-    else:
+    kernel: Kernel = "bicubic" if config.sr.kind == "swinir" else config.sr.kind
+    sr: nn.Module = Resize(LR_SIZE, SR_SIZE, kernel)
+    if config.sr.kind == "swinir":
         sr = SwinIR(
             embed_dim=config.sr.embed_dim,
             depths=config.sr.depths,
             num_heads=config.sr.num_heads,
             drop_path=config.sr.drop_path,
         )
-    return S3Clip(sr, visual, normalise_first=config.reid.variant == "joint")
+    return S3Clip(
+        sr,
+        visual,
+        normalise_first=config.reid.variant == "joint",
+        clamp=config.sr.clamp,
+        kernel=kernel,
+    )

@@ -61,7 +61,12 @@ class SuperResolutionPretraining:
             raise DataError("pretrain_sr needs HR tracklets (128x64 or more); the training split has none")
         optimizer = torch.optim.Adam(model.sr.parameters(), lr=settings.sr_lr)
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {"sr": optimizer}
+        self.scalers: Mapping[str, torch.amp.GradScaler] = {}
         self._optimizer = optimizer
+
+    def describe(self, index: int) -> str:
+        """What step `index` draws, for error messages."""
+        return f"{self._settings.sr_batch} random HR crops"
 
     def step(self, index: int) -> dict[str, float]:
         """One batch of random crops, randomly mirrored."""
@@ -114,6 +119,11 @@ class VisualPretraining:
             groups, lr=settings.visual_lr, weight_decay=0.02, betas=(0.9, 0.98)
         )
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {"visual": self._optimizer}
+        self.scalers: Mapping[str, torch.amp.GradScaler] = {}
+
+    def describe(self, index: int) -> str:
+        """What step `index` draws, for error messages."""
+        return f"{self._settings.visual_identities} random identities"
 
     def step(self, index: int) -> dict[str, float]:
         """One batch of identities, each with frames of several of its tracklets."""

@@ -13,21 +13,32 @@ from s3clip.config import PromptStageSettings
 from s3clip.datasets import Tracklet
 from s3clip.losses import supcon
 from s3clip.model import S3Clip
+from s3clip.parallel import World
+from s3clip.precision import Precision
 from s3clip.schedules import stage1_lr
 from s3clip.text import PromptLearner, TextEncoder
 from s3clip_runtime.inference.clips import spread_indices
 
 
 @torch.no_grad()
-def cache_features(model: S3Clip, tracklets: Sequence[Tracklet], *, device: str) -> Tensor:
-    """`proj` features (N, out_dim) of clean, bicubic frames without adapters or platform prompts (A24)."""
+def cache_features(
+    model: S3Clip, tracklets: Sequence[Tracklet], precision: Precision, world: World
+) -> Tensor:
+    """`proj` features (N, out_dim) of clean, bicubic frames without adapters or platform prompts (A24).
+
+    Each process computes its share; all get all.
+    """
     model.eval()
-    rows = []
-    for tracklet in tqdm(tracklets, desc="cache features", unit="tracklet", leave=False):
-        crops = load_crops(tracklet, spread_indices(len(tracklet)))
+    device = precision.device
+    rows = torch.zeros(len(tracklets), model.visual.config.out_dim, device=device)
+    own = range(world.rank, len(tracklets), world.size)
+    for row in tqdm(own, desc="cache features", unit="tracklet", leave=False, disable=not world.main):
+        crops = load_crops(tracklets[row], spread_indices(len(tracklets[row])))
         frames = unit_range(hr_tensor(crops).to(device))
-        rows.append(model.features(frames.unsqueeze(0), None, adapters=False).proj[0])
-    return torch.stack(rows)
+        with precision.encoder():
+            rows[row] = model.features(frames.unsqueeze(0), None, adapters=False).proj[0]
+    world.sum([rows])
+    return rows
 
 
 def text_features(prompts: PromptLearner, text: TextEncoder, labels: Tensor) -> Tensor:
@@ -59,10 +70,15 @@ class PromptStage:
         text.requires_grad_(False)
         self._optimizer = torch.optim.Adam(prompts.parameters(), lr=0.0, weight_decay=settings.weight_decay)
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {"prompts": self._optimizer}
+        self.scalers: Mapping[str, torch.amp.GradScaler] = {}
+
+    def describe(self, index: int) -> str:
+        """The classes that step `index` draws, for error messages."""
+        return f"classes {', '.join(map(str, self._labels[self._chosen(index)].tolist()))}"
 
     def step(self, index: int) -> dict[str, float]:
         """One batch of the epoch's permutation."""
-        epoch, position = divmod(index, self._per_epoch)
+        epoch = index // self._per_epoch
         lr = stage1_lr(
             epoch + 1,
             base=self._settings.lr,
@@ -73,9 +89,7 @@ class PromptStage:
         )
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        generator = torch.Generator().manual_seed(self._seed + epoch)
-        order = torch.randperm(len(self._labels), generator=generator)
-        chosen = order[position * self._batch : (position + 1) * self._batch].to(self._labels.device)
+        chosen = self._chosen(index)
         image, labels = self._features[chosen], self._labels[chosen]
         text = text_features(self._prompts, self._text, labels)
         loss = supcon(image, text, labels, labels) + supcon(text, image, labels, labels)
@@ -83,3 +97,10 @@ class PromptStage:
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
         self._optimizer.step()
         return {"loss": loss.item(), "lr": lr, "epoch": float(epoch + 1)}
+
+    def _chosen(self, index: int) -> Tensor:
+        """Rows of step `index`: a piece of its epoch's permutation."""
+        epoch, position = divmod(index, self._per_epoch)
+        generator = torch.Generator().manual_seed(self._seed + epoch)
+        order = torch.randperm(len(self._labels), generator=generator)
+        return order[position * self._batch : (position + 1) * self._batch].to(self._labels.device)

@@ -68,9 +68,16 @@ class PromptLearner(nn.Module):
         self.cls_ctx = nn.Parameter(0.02 * torch.randn(num_identities, n_id, width))
         self.prefix_prompt = nn.Parameter(0.02 * torch.randn(1, n_prefix, width))
         self.suffix_prompt = nn.Parameter(0.02 * torch.randn(1, n_suffix, width))
+        self._learnt = n_prefix + n_id + n_suffix
+        self.register_buffer("token_prefix", torch.empty(1, 1, width))
+        self.register_buffer("token_suffix", torch.empty(1, CONTEXT_LENGTH - 1 - self._learnt, width))
+        self.set_template(template)
+
+    def set_template(self, template: Tensor) -> None:
+        """Take SOS, ".", EOS and padding from another (77, width) template."""
         frozen = template.detach()[None]
-        self.register_buffer("token_prefix", frozen[:, :1].clone())
-        self.register_buffer("token_suffix", frozen[:, 1 + n_prefix + n_id + n_suffix :].clone())
+        self.token_prefix.copy_(frozen[:, :1])
+        self.token_suffix.copy_(frozen[:, 1 + self._learnt :])
 
     def forward(self, labels: Tensor) -> Tensor:
         """Prompts of identities: int64 (N,) in [0, num_identities) to float (N, 77, width)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from s3clip.batching import Triplet
-from s3clip.clips import hr_tensor, load_crops, lr_tensor
+from s3clip.batching import Triplet, TripletSampler
+from s3clip.clips import aliased_lr_tensor, hr_tensor, load_crops, lr_tensor
 from s3clip.datasets import Tracklet
 from s3clip.loop import step_seed
 from s3clip.schedules import train_frame_indices
@@ -58,26 +57,52 @@ class _Item(NamedTuple):
 
 
 class TripletDataset(Dataset[MicroBatch]):
-    """Micro-batches by their number in the run; each depends on (seed, number) only, so resuming is exact."""
+    """Micro-batches by their number in the run; each depends on (seed, number) only, so resuming is exact.
+
+    Args:
+        sampler: chooses the triplets of an epoch.
+        epochs: of the run.
+        labels: class of each identity.
+        clip_length: frames of a clip.
+        flip: probability of mirroring a clip.
+        antialias: how HR crops are degraded (A7).
+        seed: of frames and flips.
+
+    Attributes:
+        lengths: micro-batches of each epoch.
+    """
 
     def __init__(
         self,
-        batches: Sequence[Sequence[Triplet]],
+        sampler: TripletSampler,
+        epochs: int,
         labels: dict[int, int],
         *,
         clip_length: int,
         flip: float,
+        antialias: bool,
         seed: int,
     ) -> None:
-        self._batches, self._labels = batches, labels
+        self._sampler, self._labels = sampler, labels
         self._clip_length, self._flip, self._seed = clip_length, flip, seed
+        self._degrade = lr_tensor if antialias else aliased_lr_tensor
+        self.lengths = [len(sampler.epoch(number)) for number in range(epochs)]
+        self._ends = np.cumsum(self.lengths)
+        self._latest: tuple[int, list[list[Triplet]]] = (-1, [])
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return sum(self.lengths)
+
+    def triplets(self, index: int) -> list[Triplet]:
+        """What micro-batch `index` consists of. One epoch is kept: all of them would fill the memory."""
+        epoch = int(np.searchsorted(self._ends, index, side="right"))
+        if self._latest[0] != epoch:
+            self._latest = (epoch, self._sampler.epoch(epoch))
+        return self._latest[1][index - int(self._ends[epoch]) + self.lengths[epoch]]
 
     def __getitem__(self, index: int) -> MicroBatch:
         rng = np.random.default_rng(step_seed(self._seed, "triplets", index))
-        items = [self._item(triplet, rng) for triplet in self._batches[index]]
+        items = [self._item(triplet, rng) for triplet in self.triplets(index)]
         return MicroBatch(
             hr=torch.stack([item.hr for item in items]),
             h2l=torch.stack([item.h2l for item in items]),
@@ -98,7 +123,7 @@ class TripletDataset(Dataset[MicroBatch]):
         indices = self._indices(degraded, rng)
         pair = load_crops(degraded, indices)
         target = pair if high is not None else load_crops(sharp, self._indices(sharp, rng))
-        hr, h2l = hr_tensor(target), lr_tensor(pair)
+        hr, h2l = hr_tensor(target), self._degrade(pair)
         lr = lr_tensor(load_crops(low, self._indices(low, rng)))
         if rng.random() < self._flip:
             hr, h2l = flip_horizontally(hr), flip_horizontally(h2l)

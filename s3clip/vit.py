@@ -36,8 +36,8 @@ class VisualConfig:
         heads: attention heads of a block.
         mlp_ratio: hidden width of the MLPs as a multiple of `width`.
         out_dim: width of the projected features.
-        image_size: (height, width) of a frame in pixels, multiples of `patch`.
-        patch: side and stride of a patch in pixels.
+        image_size: (height, width) of a frame in pixels.
+        patch: side and stride of a patch in pixels; what is left below and to the right is not seen.
         adapter_width: bottleneck of IFA and CFAA; `adapter_heads` divides it.
         adapter_heads: heads of CFAA's attention over time.
         platform_prompt_depth: first blocks that get platform prompts; 0 builds an encoder without them.
@@ -67,9 +67,8 @@ class VisualConfig:
             f"adapter_heads {self.adapter_heads} must divide adapter_width {self.adapter_width}": (
                 self.adapter_width % self.adapter_heads == 0
             ),
-            f"patch {self.patch} must divide image_size {self.image_size}": (
-                self.image_size[0] % self.patch == 0 and self.image_size[1] % self.patch == 0
-            ),
+            f"patch {self.patch} must fit in image_size {self.image_size}": self.patch
+            <= min(self.image_size),
             f"layers {self.layers} must be at least 2": self.layers >= 2,
             f"platform_prompt_depth {self.platform_prompt_depth} must be from 0 to layers {self.layers}": (
                 0 <= self.platform_prompt_depth <= self.layers
@@ -80,9 +79,14 @@ class VisualConfig:
             raise ConfigError(f"visual encoder: {'; '.join(broken)}")
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of one frame."""
+        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+
+    @property
     def patches(self) -> int:
         """Patch tokens of one frame."""
-        return (self.image_size[0] // self.patch) * (self.image_size[1] // self.patch)
+        return self.grid[0] * self.grid[1]
 
 
 class Features(NamedTuple):

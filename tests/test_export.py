@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_train import tiny_tree
+from tiny_run import tiny_tree
 
 from s3clip.checkpoint import read_run
 from s3clip.config import parse_config

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from s3clip.resize import BicubicResize, bicubic_matrix
+from s3clip.resize import Resize, resize_matrix
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.preprocess import resize_bicubic
 
@@ -27,7 +27,7 @@ def test_preprocessing_is_pillows_bicubic(name: str, size: tuple[int, int]) -> N
 def test_matrices_give_torchs_golden_antialiased_bicubic(name: str) -> None:
     picture = torch.from_numpy(GOLDEN[name]).permute(2, 0, 1).float() / 255
     expected = GOLDEN[f"{name}/torch_bicubic_aa1_64x32"]
-    resize = BicubicResize((picture.shape[1], picture.shape[2]), (64, 32))
+    resize = Resize((picture.shape[1], picture.shape[2]), (64, 32))
     # The file is fp16: values from 1 to 2 (overshoot) are rounded to 2^-10, so half of that is its error.
     np.testing.assert_allclose(resize(picture).numpy(), expected.astype(np.float32), atol=5e-4, rtol=0)
 
@@ -36,15 +36,15 @@ def test_matrices_give_torchs_golden_antialiased_bicubic(name: str) -> None:
 def test_matrices_equal_torch_up_and_down(out_size: tuple[int, int]) -> None:
     picture = torch.rand(2, 3, 128, 64, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.interpolate(picture, out_size, mode="bicubic", antialias=True)
-    torch.testing.assert_close(BicubicResize((128, 64), out_size)(picture), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(Resize((128, 64), out_size)(picture), expected, atol=1e-5, rtol=0)
 
 
 def test_leading_dimensions_are_kept_and_nothing_is_saved() -> None:
-    resize = BicubicResize((8, 4), (16, 8))
+    resize = Resize((8, 4), (16, 8))
     assert resize(torch.zeros(2, 5, 3, 8, 4)).shape == (2, 5, 3, 16, 8)
     assert resize.state_dict() == {}
 
 
 def test_empty_length_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 -> 4"):
-        bicubic_matrix(0, 4)
+        resize_matrix(0, 4)

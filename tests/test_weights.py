@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from open_clip.model import CLIP
 
+from s3clip.model import IdentityHeads
 from s3clip.swinir import SwinIR
-from s3clip.text import TextEncoder, prompt_token_ids
-from s3clip.vit import VisualConfig, VisualEncoder, sine_positions
-from s3clip.weights import clip_state, load_clip, load_swinir
+from s3clip.text import PromptLearner, TextEncoder, prompt_token_ids
+from s3clip.vit import VisualConfig, VisualEncoder, resize_position_embedding, sine_positions
+from s3clip.weights import (
+    clip_file,
+    is_vsla,
+    load_clip,
+    load_swinir,
+    load_vsla,
+    read_state,
+    sha256_of,
+    swinir_file,
+)
 from s3clip_runtime.errors import ConfigError, WeightsError
 from s3clip_runtime.inference.spec import FRAME_SIZE, PATCH_SIZE
 
@@ -62,13 +74,14 @@ def test_clip_weights_that_do_not_fit_are_listed_and_change_nothing(clip: CLIP) 
 
 def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file"):
-        clip_state(tmp_path / "absent.pt")
+        read_state(tmp_path / "absent.pt")
     file = tmp_path / "text.pth"
     file.write_text("not weights")
     with pytest.raises(WeightsError, match="not a readable PyTorch file"):
         load_swinir(SwinIR(8, (2,), (2,)), file)
-    with pytest.raises(WeightsError, match="not a readable PyTorch file"):
-        load_swinir(SwinIR(8, (2,), (2,)), tmp_path / "absent.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightsError, match="holds no state dict"):
+        load_swinir(SwinIR(8, (2,), (2,)), tmp_path / "list.pth")
 
 
 @pytest.mark.parametrize("key", ["params", "params_ema", None])
@@ -90,3 +103,122 @@ def test_sine_positions_tell_all_patches_apart() -> None:
     assert distance.min() > 0.5
     with pytest.raises(ConfigError, match="multiple of 4"):
         sine_positions((16, 8), 90)
+
+
+def test_openais_torchscript_files_are_read(clip: CLIP, tmp_path: Path) -> None:
+    """OpenAI publishes TorchScript archives in half precision, with three settings among the weights."""
+
+    class Archive(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            settings = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
+            for name, number in settings.items():
+                self.register_buffer(name, torch.tensor(number))
+            for name, value in _square(clip.state_dict()).items():
+                *path, last = name.split(".")
+                module: torch.nn.Module = self
+                for part in path:
+                    if not hasattr(module, part):
+                        module.add_module(part, torch.nn.Module())
+                    module = module.get_submodule(part)
+                module.register_buffer(last, value.half())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but the files are what they are
+        archive = torch.jit.trace(Archive(), torch.zeros(1))  # type: ignore[no-untyped-call]
+        archive.save(str(tmp_path / "ViT.pt"))
+        state = read_state(clip_file(tmp_path / "ViT.pt", "ViT-B-16-quickgelu"))
+    visual, text = encoders()
+    load_clip(visual, text, state)
+    assert visual.conv1.weight.dtype == torch.float32
+    torch.testing.assert_close(visual.conv1.weight, clip.visual.conv1.weight, atol=1e-3, rtol=1e-3)
+
+
+def test_an_architecture_without_quickgelu_is_refused() -> None:
+    with pytest.raises(WeightsError, match="quickgelu"):
+        clip_file("openai", "ViT-B-16")
+    with pytest.raises(WeightsError, match="quickgelu"):
+        clip_file("openai", "ViT-Nonsense")
+
+
+def test_files_come_from_the_libraries_own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    cached = tmp_path / "hub" / "checkpoints" / "002_lightweightSR_DIV2K_s64w8_SwinIR-S_x2.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"x")
+    assert swinir_file("official") == cached
+    assert sha256_of(cached) == hashlib.sha256(b"x").hexdigest()
+    assert swinir_file(tmp_path / "mine.pth") == tmp_path / "mine.pth"
+
+
+def vsla_modules(identities: int) -> dict[str, torch.nn.Module]:
+    visual, text = encoders()
+    return {
+        "visual": visual,
+        "text": text,
+        "prompts": PromptLearner(identities, torch.randn(77, 32)),
+        "heads": IdentityHeads(64, 16, identities),
+    }
+
+
+def official_vsla_state(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
+    """The keys of method.md 3, under DataParallel's prefix."""
+    names = {"visual": "image_encoder.", "text": "text_encoder.", "prompts": "prompt_learner.", "heads": ""}
+    state = {
+        f"module.{names[name]}{key}": value
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    state["module.cv_embed"] = state.pop("module.image_encoder.cv_embed")
+    return state
+
+
+def test_vsla_files_fill_encoder_text_prompts_and_heads() -> None:
+    torch.manual_seed(2)
+    source, target = vsla_modules(5), vsla_modules(5)
+    state = official_vsla_state(source)
+    assert {
+        "module.image_encoder.transformer.resblocks.0.dat.down.weight",
+        "module.classifier.weight",
+        "module.prompt_learner.cls_ctx",
+        "module.bottleneck.running_mean",
+    } <= state.keys()
+    assert is_vsla(state)
+    load_vsla(target, state, "file")
+    for name, module in source.items():
+        ours = target[name].state_dict()
+        assert all(torch.equal(value, ours[key]) for key, value in module.state_dict().items())
+
+
+def test_vsla_files_of_other_identities_or_with_foreign_keys_are_refused() -> None:
+    state = official_vsla_state(vsla_modules(5))
+    with pytest.raises(WeightsError, match=r"cls_ctx is \(5, 4, 32\), the model needs \(6, 4, 32\)"):
+        load_vsla(vsla_modules(6), state, "file")
+    with pytest.raises(WeightsError, match=r"unexpected: image_encode\.x"):
+        load_vsla(vsla_modules(5), {**state, "image_encode.x": torch.zeros(1)}, "file")
+    del state["module.prompt_learner.suffix_prompt"]
+    with pytest.raises(WeightsError, match=r"missing: suffix_prompt"):
+        load_vsla(vsla_modules(5), state, "file")
+
+
+def test_vit_l_14_has_18_by_9_patches_and_takes_clips_table() -> None:
+    config = VisualConfig(
+        width=64,
+        layers=2,
+        heads=2,
+        out_dim=16,
+        patch=14,
+        adapter_width=8,
+        adapter_heads=2,
+        platform_prompt_depth=1,
+    )
+    visual = VisualEncoder(config)
+    assert config.grid == (18, 9)
+    assert resize_position_embedding(torch.randn(1 + 16 * 16, 64), config.grid).shape == (163, 64)
+    tokens = visual.patch_tokens(torch.randn(2, 3, *FRAME_SIZE))
+    assert tokens.shape == (2, 162, 64)
+    assert visual(tokens[None], torch.tensor([1])).proj.shape == (1, 16)
