@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from s3clip.checkpoint import MODEL, RunFolder
 from s3clip.config import TrainConfig, load_config, parse_config
-from s3clip.datasets.folder import read_folder
+from s3clip.datasets.catalog import read_train
 from s3clip.loop import DivergedError, Interrupted, run_stage
 from s3clip.model import IdentityHeads
 from s3clip.reid import ReidStage, visual_parameters
@@ -52,7 +52,7 @@ def tiny_tree(root: Path, **reid: object) -> dict[str, object]:
 
 def make_reid(tiny_world: Path, **reid: object) -> ReidStage:
     config = parse_config(tiny_tree(tiny_world, **reid), "test")
-    tracklets = read_folder(tiny_world, "train")
+    tracklets = read_train(config.data)
     networks = build_networks(config, len({t.identity for t in tracklets}))
     stage = stage_makers(config, networks, tracklets)["reid"]()
     assert isinstance(stage, ReidStage)
