@@ -199,19 +199,19 @@ def _create_or_check(path: Path, database: sqlite3.Connection) -> None:
     # The lock comes first: of two processes that start together one creates, the other waits and sees.
     with _transaction(path, database):
         (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = database.execute("PRAGMA application_id").fetchone()
+        (version,) = database.execute("PRAGMA user_version").fetchone()
         if tables == 0:
             for statement in _SCHEMA.split(";"):
                 database.execute(statement)
-            database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-            return
-        (application,) = database.execute("PRAGMA application_id").fetchone()
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-    if (application, version) != (_APPLICATION_ID, _SCHEMA_VERSION):
-        raise ConfigError(
-            f"size cache {path}: the file is no size cache of this version of s3clip; "
-            "delete it or set data.size_cache to another file"
-        )
+        elif (application, version) != (_APPLICATION_ID, _SCHEMA_VERSION):
+            raise ConfigError(
+                f"size cache {path}: the file is no size cache of this version of s3clip; "
+                "delete it or set data.size_cache to another file"
+            )
+        # Written each time: a read-only file must be refused now and not after an hour of reading.
+        database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
 
 @contextmanager
