@@ -211,9 +211,13 @@ def test_an_empty_split_and_anonymised_labels(tmp_path: Path, size_cache: SizeCa
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="found none; add them"):
         detreidx.read_train(tmp_path, size_cache)
-    for i, case in enumerate(ag_vpreid.CASES):
-        for side, camera in zip(("query", "gallery"), ("C4C0", "C0C4")[i].split("C")[1:], strict=True):
-            write_picture(tmp_path / case / side / f"{i}{side == 'query':d}" / f"1/P1T1A1C{camera}E1K1F1.jpg")
+    for folder in (
+        "case1_aerial_to_ground/query/1/1/P1T1A1C4E1K1F1.jpg",
+        "case1_aerial_to_ground/gallery/2/1/P1T1A1C0E1K1F1.jpg",
+        "case2_ground_to_aerial/query/3/1/P1T1A1C0E1K1F1.jpg",
+        "case2_ground_to_aerial/gallery/4/1/P1T1A1C4E1K1F1.jpg",
+    ):
+        write_picture(tmp_path / folder)
     with pytest.raises(DataError, match=r"none of aerial_to_ground, ground_to_aerial has one.*anonymised"):
         ag_vpreid.read_protocols(tmp_path, size_cache)
 
