@@ -147,7 +147,7 @@ def test_the_catalog_reads_with_the_given_cache_file(tmp_path: Path) -> None:
     cache = tmp_path / "elsewhere/sizes.sqlite"
     settings = DataSettings(root=tmp_path, kind="csv", size_cache=cache)
     assert [t.name for t in catalog.read_train(settings)] == ["gate-7", "drone-12"]
-    assert [p.name for p in catalog.read_protocols(settings)][0] == "aerial_to_ground"
+    assert len(catalog.read_protocols(settings)) == 3
     assert cache.is_file()
 
 
@@ -182,7 +182,8 @@ def test_only_readers_of_mat_files_need_scipy(tmp_path: Path) -> None:
     write(tmp_path, TRAIN)
     code = (
         "import sys; sys.modules['scipy'] = None\n"
-        "from pathlib import Path; from s3clip.config import DataSettings; from s3clip.datasets import catalog\n"
+        "from pathlib import Path; from s3clip.config import DataSettings\n"
+        "from s3clip.datasets import catalog\n"
         f"settings = DataSettings(root=Path({str(tmp_path)!r}), kind='csv')\n"
         "print(len(catalog.read_train(settings)))"
     )

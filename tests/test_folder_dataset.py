@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from worlds import write_picture
 
 from s3clip.datasets import Tracklet, cross_view_protocols
 from s3clip.datasets.folder import read_train
@@ -38,6 +39,24 @@ def test_reads_a_split_in_order_with_native_sizes(tmp_path: Path, size_cache: Si
     assert (narrow.name, narrow.camera, narrow.platform) == ("ground/0007/cam0_0009", "ground/cam0", 0)
     assert (ground.name, ground.identity) == ("ground/0007/cam1_0003", 7)
     assert [t.hr for t in (aerial, narrow, ground)] == [False, False, True]
+
+
+def test_numbers_in_frame_names_sort_as_numbers(tmp_path: Path, size_cache: SizeCache) -> None:
+    for name in ("f10.jpg", "f9.JPG", "f100.jpg", "e11.jpg", "f009.jpg"):
+        write_picture(tmp_path / "train/ground/0007/cam1_0003" / name)
+    (tracklet,) = read_train(tmp_path, size_cache)
+    assert tracklet.files == ("e11.jpg", "f009.jpg", "f9.JPG", "f10.jpg", "f100.jpg")
+
+
+def test_protocols_are_those_of_the_test_split(tmp_path: Path, size_cache: SizeCache) -> None:
+    for split, identity in (("train", "0001"), ("test", "0002")):
+        for platform in ("ground", "aerial"):
+            write_tracklet(tmp_path / split / platform / identity / "cam0_1", (20, 10))
+    protocols = read_protocols(tmp_path, size_cache)
+    assert [(p.name, p.query[0].name, p.gallery[0].name) for p in protocols] == [
+        ("aerial_to_ground", "aerial/0002/cam0_1", "ground/0002/cam0_1"),
+        ("ground_to_aerial", "ground/0002/cam0_1", "aerial/0002/cam0_1"),
+    ]
 
 
 def test_missing_split(tmp_path: Path, size_cache: SizeCache) -> None:

@@ -82,7 +82,6 @@ def test_persons_that_break_the_layout(root: Path, size_cache: SizeCache) -> Non
     with pytest.raises(DataError) as caught:
         ilids_vid.read_train(root, size_cache)
     text = str(caught.value)
-    assert "5 problem(s)" not in text
     assert "4 problem(s)" in text
     assert "a person folder is like person001, found visitor1" in text
     for lacking in ("cam2/person006", "cam1/person005", "cam2/visitor1"):
@@ -109,5 +108,5 @@ def test_frames_that_break_the_layout(root: Path, size_cache: SizeCache) -> None
 
 def test_a_missing_matrix(root: Path, size_cache: SizeCache) -> None:
     (root / MATRIX).unlink()
-    with pytest.raises(DataError, match="train_test_splits_ilidsvid.mat: .*does not exist"):
+    with pytest.raises(DataError, match=r"train_test_splits_ilidsvid\.mat: .*does not exist"):
         ilids_vid.read_train(root, size_cache)
