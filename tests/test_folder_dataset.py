@@ -9,7 +9,7 @@ from PIL import Image
 from worlds import write_picture
 
 from s3clip.datasets import Tracklet, cross_view_protocols
-from s3clip.datasets.folder import read_train
+from s3clip.datasets.folder import read_protocols, read_train
 from s3clip.datasets.sizes import SizeCache
 from s3clip_runtime.errors import DataError
 
@@ -42,10 +42,10 @@ def test_reads_a_split_in_order_with_native_sizes(tmp_path: Path, size_cache: Si
 
 
 def test_numbers_in_frame_names_sort_as_numbers(tmp_path: Path, size_cache: SizeCache) -> None:
-    for name in ("f10.jpg", "f9.JPG", "f100.jpg", "e11.jpg", "f009.jpg"):
+    for name in ("f10.JPG", "f9.jpg", "f100.jpg", "e11.jpg", "f009.jpg"):
         write_picture(tmp_path / "train/ground/0007/cam1_0003" / name)
     (tracklet,) = read_train(tmp_path, size_cache)
-    assert tracklet.files == ("e11.jpg", "f009.jpg", "f9.JPG", "f10.jpg", "f100.jpg")
+    assert tracklet.files == ("e11.jpg", "f009.jpg", "f9.jpg", "f10.JPG", "f100.jpg")
 
 
 def test_protocols_are_those_of_the_test_split(tmp_path: Path, size_cache: SizeCache) -> None:
