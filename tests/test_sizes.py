@@ -197,12 +197,14 @@ def test_the_default_place_follows_xdg_and_the_root(tmp_path: Path, monkeypatch:
     assert default_cache_path(tmp_path / "a") == Path("/home/somebody/.cache/s3clip/sizes") / first.name
 
 
-def test_a_lock_of_another_process_is_waited_for(tmp_path: Path) -> None:
+def test_a_lock_of_another_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUSY_S", 5.0)
     names = write_pictures(tmp_path / "pictures", 3)
     path = tmp_path / "sizes.sqlite"
     SizeCache(path).close()
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN EXCLUSIVE")
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("INSERT INTO folder (path) VALUES ('/elsewhere')")
     release = threading.Timer(0.4, other.execute, ["COMMIT"])
     release.start()
     start = time.monotonic()
