@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from street import Street, write_street
 from tiny_bundle import write_tiny_bundle
 from worlds import write_block_world
+
+from s3clip.datasets.sizes import SizeCache
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +28,18 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Street:
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set in the folder layout: five training and four test identities on both platforms."""
     return write_block_world(tmp_path_factory.mktemp("world") / "blocks")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Size caches of the tests end with them and not in the home of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def size_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SizeCache]:
+    """An empty one, outside of `tmp_path`."""
+    with SizeCache(tmp_path_factory.mktemp("sizes") / "sizes.sqlite") as cache:
+        yield cache

@@ -12,8 +12,8 @@ import torch
 from tiny_run import tiny_tree
 
 from s3clip.checkpoint import read_run
-from s3clip.config import parse_config
-from s3clip.datasets.folder import read_folder
+from s3clip.config import DataSettings, parse_config
+from s3clip.datasets.catalog import protocol_tracklets, read_protocols
 from s3clip.evaluate import embed_tracklets
 from s3clip.model import S3Clip
 from s3clip.train import train
@@ -109,7 +109,7 @@ def test_an_unfinished_run_and_an_existing_bundle_are_refused(
 
 
 def test_parity_tracklets_are_half_hr(tiny_world: Path) -> None:
-    chosen = choose_tracklets(read_folder(tiny_world, "test"), 6)
+    chosen = choose_tracklets(protocol_tracklets(read_protocols(DataSettings(root=tiny_world))), 6)
     assert len(chosen) == 6
     assert sum(t.hr for t in chosen) == 3
     assert len({t.name for t in chosen}) == 6

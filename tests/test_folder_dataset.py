@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from worlds import write_picture
 
 from s3clip.datasets import Tracklet, cross_view_protocols
-from s3clip.datasets.folder import read_folder
+from s3clip.datasets.folder import read_protocols, read_train
+from s3clip.datasets.sizes import SizeCache
 from s3clip_runtime.errors import DataError
 
 
@@ -18,13 +20,13 @@ def write_tracklet(folder: Path, *sizes: tuple[int, int]) -> None:
         Image.new("RGB", (width, height)).save(folder / f"{i:06}.jpg")
 
 
-def test_reads_a_split_in_order_with_native_sizes(tmp_path: Path) -> None:
+def test_reads_a_split_in_order_with_native_sizes(tmp_path: Path, size_cache: SizeCache) -> None:
     write_tracklet(tmp_path / "train/ground/0007/cam1_0003", (130, 70), (20, 10))
     write_tracklet(tmp_path / "train/ground/0007/cam0_0009", (128, 63))
     write_tracklet(tmp_path / "train/aerial/0012/cam0_0001", (30, 12), (31, 13), (128, 64))
     write_tracklet(tmp_path / "test/aerial/0099/cam0_0001", (30, 12))
     (tmp_path / "train/.DS_Store").touch()
-    aerial, narrow, ground = read_folder(tmp_path, "train")
+    aerial, narrow, ground = read_train(tmp_path, size_cache)
     assert aerial == Tracklet(
         name="aerial/0012/cam0_0001",
         identity=12,
@@ -39,18 +41,36 @@ def test_reads_a_split_in_order_with_native_sizes(tmp_path: Path) -> None:
     assert [t.hr for t in (aerial, narrow, ground)] == [False, False, True]
 
 
-def test_missing_split(tmp_path: Path) -> None:
+def test_numbers_in_frame_names_sort_as_numbers(tmp_path: Path, size_cache: SizeCache) -> None:
+    for name in ("f10.JPG", "f9.jpg", "f100.jpg", "e11.jpg", "f009.jpg"):
+        write_picture(tmp_path / "train/ground/0007/cam1_0003" / name)
+    (tracklet,) = read_train(tmp_path, size_cache)
+    assert tracklet.files == ("e11.jpg", "f009.jpg", "f9.jpg", "f10.JPG", "f100.jpg")
+
+
+def test_protocols_are_those_of_the_test_split(tmp_path: Path, size_cache: SizeCache) -> None:
+    for split, identity in (("train", "0001"), ("test", "0002")):
+        for platform in ("ground", "aerial"):
+            write_tracklet(tmp_path / split / platform / identity / "cam0_1", (20, 10))
+    protocols = read_protocols(tmp_path, size_cache)
+    assert [(p.name, p.query[0].name, p.gallery[0].name) for p in protocols] == [
+        ("aerial_to_ground", "aerial/0002/cam0_1", "ground/0002/cam0_1"),
+        ("ground_to_aerial", "ground/0002/cam0_1", "aerial/0002/cam0_1"),
+    ]
+
+
+def test_missing_split(tmp_path: Path, size_cache: SizeCache) -> None:
     with pytest.raises(DataError, match="train: a split is a folder"):
-        read_folder(tmp_path, "train")
+        read_train(tmp_path, size_cache)
 
 
-def test_empty_split(tmp_path: Path) -> None:
+def test_empty_split(tmp_path: Path, size_cache: SizeCache) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="found none; add them"):
-        read_folder(tmp_path, "train")
+        read_train(tmp_path, size_cache)
 
 
-def test_all_problems_come_in_one_message(tmp_path: Path) -> None:
+def test_all_problems_come_in_one_message(tmp_path: Path, size_cache: SizeCache) -> None:
     top = tmp_path / "train"
     write_tracklet(top / "ground/0001/cam0_0001", (20, 10))
     write_tracklet(top / "space/0001/cam0_0001", (20, 10))
@@ -63,7 +83,7 @@ def test_all_problems_come_in_one_message(tmp_path: Path) -> None:
     (top / "aerial/0004/cam0_0001/000002.png").touch()
     (top / "aerial/readme.txt").touch()
     with pytest.raises(DataError) as caught:
-        read_folder(tmp_path, "train")
+        read_train(tmp_path, size_cache)
     lines = str(caught.value).splitlines()
     assert "8 problem(s)" in lines[0]
     rules = {
@@ -81,21 +101,21 @@ def test_all_problems_come_in_one_message(tmp_path: Path) -> None:
         assert any(line.strip().startswith(f"{top / path}: ") and rule in line for line in lines), path
 
 
-def test_long_reports_are_cut_and_counted(tmp_path: Path) -> None:
+def test_long_reports_are_cut_and_counted(tmp_path: Path, size_cache: SizeCache) -> None:
     for i in range(13):
         (tmp_path / f"train/ground/{i:04}/cam0_0001").mkdir(parents=True)
     with pytest.raises(DataError) as caught:
-        read_folder(tmp_path, "train")
+        read_train(tmp_path, size_cache)
     lines = str(caught.value).splitlines()
     assert len(lines) == 12
     assert "13 problem(s)" in lines[0]
     assert lines[-1].strip() == "and 3 more"
 
 
-def test_superscript_digits_are_no_identity(tmp_path: Path) -> None:
+def test_superscript_digits_are_no_identity(tmp_path: Path, size_cache: SizeCache) -> None:
     write_tracklet(tmp_path / "train/ground/000²/cam0_0001", (20, 10))
     with pytest.raises(DataError, match="four or more digits"):
-        read_folder(tmp_path, "train")
+        read_train(tmp_path, size_cache)
 
 
 def tracklet(identity: int, platform: int, name: str, camera: str) -> Tracklet:

@@ -1,4 +1,7 @@
-"""A small data set in the folder layout, quick to write: people are coloured blocks on noise."""
+"""A small data set in the folder layout, quick to write: people are coloured blocks on noise.
+
+And single pictures, for data sets in other layouts.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+
+def write_picture(path: Path, size: tuple[int, int] = (20, 10)) -> None:
+    """A grey picture of (height, width), with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size[::-1]).save(path)
+
 
 SIZES = {"ground": (150, 70), "aerial": (28, 14)}
 

@@ -1,5 +1,7 @@
-"""Video ReID data sets: tracklets and evaluation protocols. Each reader is a small module that returns
-`list[Tracklet]`.
+"""Video ReID data sets: tracklets and evaluation protocols.
+
+Each data set has a small module with two functions, `read_train(root, sizes) -> list[Tracklet]` and
+`read_protocols(root, sizes) -> list[Protocol]`; `catalog` chooses the module by the settings of a run.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.clips import is_hr_tracklet
-from s3clip_runtime.inference.spec import platform_id
+from s3clip_runtime.inference.spec import PLATFORMS, platform_id
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,33 @@ class Protocol:
         for tracklet in self.gallery:
             cameras.setdefault(tracklet.identity, set()).add(tracklet.camera)
         return any(cameras.get(tracklet.identity, set()) - {tracklet.camera} for tracklet in self.query)
+
+
+def protocol_name(query: list[Tracklet], gallery: list[Tracklet]) -> str:
+    """Such as aerial_to_ground, where each side is of one platform and one is aerial.
+
+    Else query_to_gallery.
+    """
+    sides = [{PLATFORMS[tracklet.platform] for tracklet in side} for side in (query, gallery)]
+    if all(len(side) == 1 for side in sides) and any("aerial" in side for side in sides):
+        return "_to_".join(platform for side in sides for platform in side)
+    return "query_to_gallery"
+
+
+def measurable(protocols: list[Protocol], root: Path) -> list[Protocol]:
+    """Those protocols in which a query has a match of another camera; the others measure nothing.
+
+    Raises:
+        DataError: there is none in the data set at `root`.
+    """
+    found = [protocol for protocol in protocols if protocol.answerable]
+    if not found:
+        names = ", ".join(protocol.name for protocol in protocols)
+        raise DataError(
+            f"{root}: a protocol needs a query whose identity another camera of its gallery saw, and none of "
+            f"{names} has one; check that the test identities are the true ones and not anonymised"
+        )
+    return found
 
 
 def cross_view_protocols(tracklets: list[Tracklet]) -> list[Protocol]:

@@ -2,26 +2,25 @@
 
     root/SPLIT/PLATFORM/IDENTITY/TRACKLET/*.jpg      train/ground/0007/cam0_0003/000001.jpg
 
-PLATFORM is one of `spec.PLATFORMS`; IDENTITY has four or more digits, the same for one person on every
-platform; TRACKLET is CAMERA_ANYTHING; frames sort by file name. Names that begin with a dot are ignored.
+SPLIT is train or test; PLATFORM is one of `spec.PLATFORMS`; IDENTITY has four or more digits, the same
+for one person on every platform; TRACKLET is CAMERA_ANYTHING; frames sort by file name, numbers in it as
+numbers. Names that begin with a dot are ignored.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image
-
-from s3clip.datasets import Tracklet
+from s3clip.datasets import Protocol, Tracklet, cross_view_protocols
+from s3clip.datasets.listing import is_number, list_folders, list_frames
+from s3clip.datasets.problems import Problems
+from s3clip.datasets.sizes import SizeCache
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.spec import PLATFORMS, platform_id
 
-SHOWN_PROBLEMS = 10
-"""Problems that one error message lists; the others are only counted."""
 
-
-def read_folder(root: Path, split: str) -> list[Tracklet]:
-    """Index one split, sorted by platform, identity and tracklet name.
+def read_train(root: Path, sizes: SizeCache) -> list[Tracklet]:
+    """Index the training split, sorted by platform, identity and tracklet name.
 
     Only image headers are read, so a picture whose body is damaged is found when it is decoded.
     A tracklet's name is PLATFORM/IDENTITY/TRACKLET and its camera PLATFORM/CAMERA: two platforms may both
@@ -30,65 +29,56 @@ def read_folder(root: Path, split: str) -> list[Tracklet]:
     Raises:
         DataError: the split is missing or empty, or parts of it break the layout (all reported together).
     """
-    top = root / split
+    return _read_split(root / "train", sizes)
+
+
+def read_protocols(root: Path, sizes: SizeCache) -> list[Protocol]:
+    """The three aerial-ground protocols on the test split. Raises as `read_train`."""
+    return cross_view_protocols(_read_split(root / "test", sizes))
+
+
+def _read_split(top: Path, sizes: SizeCache) -> list[Tracklet]:
     if not top.is_dir():
         raise DataError(f"{top}: a split is a folder, and this one does not exist; create it or name another")
-    problems: list[str] = []
+    problems = Problems()
     tracklets = [
         tracklet
-        for platform in _folders(top, problems)
+        for platform in list_folders(top, problems)
         if _is_platform(platform, problems)
-        for identity in _folders(platform, problems)
+        for identity in list_folders(platform, problems)
         if _is_identity(identity, problems)
-        for folder in _folders(identity, problems)
-        if (tracklet := _read_tracklet(folder, problems)) is not None
+        for folder in list_folders(identity, problems)
+        if (tracklet := _read_tracklet(folder, sizes, problems)) is not None
     ]
-    if problems:
-        raise DataError(_report(top, problems))
+    problems.raise_if_any(top, "folder")
     if not tracklets:
         raise DataError(f"{top}: a split needs PLATFORM/IDENTITY/TRACKLET folders, found none; add them")
     return tracklets
 
 
-def _folders(parent: Path, problems: list[str]) -> list[Path]:
-    """Sub-folders in sorted order; anything else is a problem."""
-    entries = _entries(parent)
-    problems += [
-        f"{path}: only folders belong here; remove this file" for path in entries if not path.is_dir()
-    ]
-    return [path for path in entries if path.is_dir()]
-
-
-def _entries(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if not path.name.startswith("."))
-
-
-def _is_platform(folder: Path, problems: list[str]) -> bool:
+def _is_platform(folder: Path, problems: Problems) -> bool:
     if folder.name in PLATFORMS:
         return True
-    problems.append(f"{folder}: a platform folder is one of {', '.join(PLATFORMS)}; rename it")
+    problems.add(f"{folder}: a platform folder is one of {', '.join(PLATFORMS)}; rename it")
     return False
 
 
-def _is_identity(folder: Path, problems: list[str]) -> bool:
-    # isdigit alone also takes digits of other scripts, such as superscripts, that int() refuses.
-    if folder.name.isascii() and folder.name.isdigit() and len(folder.name) >= 4:
+def _is_identity(folder: Path, problems: Problems) -> bool:
+    if is_number(folder.name) and len(folder.name) >= 4:
         return True
-    problems.append(f"{folder}: an identity folder has four or more digits, such as 0007; rename it")
+    problems.add(f"{folder}: an identity folder has four or more digits, such as 0007; rename it")
     return False
 
 
-def _read_tracklet(folder: Path, problems: list[str]) -> Tracklet | None:
+def _read_tracklet(folder: Path, sizes: SizeCache, problems: Problems) -> Tracklet | None:
     """The tracklet of one folder, or None after its problems were noted."""
-    known = len(problems)
+    known = problems.count
     camera, underscore, _ = folder.name.partition("_")
     if not camera or not underscore:
-        problems.append(f"{folder}: a tracklet folder is CAMERA_NAME, such as cam0_0003; rename it")
-    frames = tuple(_entries(folder))
-    if not frames:
-        problems.append(f"{folder}: a tracklet needs at least one .jpg frame, found none; add or remove it")
-    sizes = [size for frame in frames if (size := _read_size(frame, problems)) is not None]
-    if len(problems) > known:
+        problems.add(f"{folder}: a tracklet folder is CAMERA_NAME, such as cam0_0003; rename it")
+    files = list_frames(folder, ".jpg", problems)
+    found = sizes.sizes(folder, files, problems)
+    if problems.count > known:
         return None
     platform, identity = folder.parts[-3:-1]
     return Tracklet(
@@ -97,26 +87,6 @@ def _read_tracklet(folder: Path, problems: list[str]) -> Tracklet | None:
         camera=f"{platform}/{camera}",
         platform=platform_id(platform),
         folder=folder,
-        files=tuple(frame.name for frame in frames),
-        sizes=tuple(sizes),
+        files=tuple(files),
+        sizes=tuple(found[name] for name in files),
     )
-
-
-def _read_size(path: Path, problems: list[str]) -> tuple[int, int] | None:
-    """(height, width) from the image's header, or None after the problem was noted."""
-    if path.suffix.lower() != ".jpg":
-        problems.append(f"{path}: frames are .jpg files; convert or remove it")
-        return None
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, Image.DecompressionBombError) as error:
-        problems.append(f"{path}: a frame must be a readable image ({error}); restore or remove it")
-        return None
-
-
-def _report(top: Path, problems: list[str]) -> str:
-    lines = [f"{top}: {len(problems)} problem(s) with the folder layout", *problems[:SHOWN_PROBLEMS]]
-    if len(problems) > SHOWN_PROBLEMS:
-        lines.append(f"and {len(problems) - SHOWN_PROBLEMS} more")
-    return "\n  ".join(lines)
