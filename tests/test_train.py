@@ -11,17 +11,21 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import tiny_config
+from tiny_run import begin_run, tiny_config
 
 from s3clip.checkpoint import MODEL, RunFolder
-from s3clip.config import load_config
+from s3clip.config import WatchSettings, load_config
 from s3clip.loop import DivergedError, Interrupted, run_stage
+from s3clip.networks import build_networks
 from s3clip.parallel import World
-from s3clip.train import train
-from s3clip_runtime.errors import ConfigError, WeightsError
+from s3clip.train import stage_makers, train
+from s3clip_runtime.errors import ConfigError, SinkError, WeightsError
+
+KILLS = 10
 
 
 def stop_after(event: threading.Event, run: Path, lines: int) -> None:
@@ -69,7 +73,9 @@ def test_a_run_killed_without_warning_resumes_to_the_same_weights(tiny_world: Pa
     )
     file = tmp_path / "config.json"
     file.write_text(config.model_dump_json())
-    for lines in (2, 7):
+    total = len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines())
+    killed = 0
+    for lines in sorted(np.random.default_rng(1).choice(np.arange(1, total), KILLS, replace=False)):
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(file), str(tmp_path / "killed")],
             stdout=subprocess.DEVNULL,
@@ -82,10 +88,14 @@ def test_a_run_killed_without_warning_resumes_to_the_same_weights(tiny_world: Pa
                 os.kill(child.pid, signal.SIGKILL)
             time.sleep(0.002)
         child.wait(timeout=60)
-        assert child.returncode == -signal.SIGKILL
+        killed += child.returncode == -signal.SIGKILL
+    assert killed == KILLS
     train(config, tmp_path / "killed", threading.Event())
-    whole, killed = load_file(tmp_path / "whole" / MODEL), load_file(tmp_path / "killed" / MODEL)
-    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    weights, others = load_file(tmp_path / "whole" / MODEL), load_file(tmp_path / "killed" / MODEL)
+    assert all(torch.equal(weights[key], others[key]) for key in weights)
+    # Each step is logged once, though some were done twice.
+    logged = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "killed")]
+    assert logged[0] == logged[1]
 
 
 def test_a_run_folder_refuses_another_configuration(tiny_world: Path, tmp_path: Path) -> None:
@@ -151,3 +161,51 @@ def test_configs_of_the_repository_are_valid() -> None:
     assert files
     for file in files:
         assert json.loads(load_config(file).model_dump_json())
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(
+    tiny_world: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    """A real file system of 400 KB: the second checkpoint does not fit beside the first."""
+    run = RunFolder(small_disk / "run", tiny_config(tiny_world))
+    small, large = torch.nn.Linear(100, 300), torch.nn.Linear(300, 300)
+    run.save("reid", 1, {"module": small}, {}, {})
+    with pytest.raises(SinkError, match=r"after step 2 of stage reid .*last good checkpoint is kept"):
+        run.save("reid", 2, {"module": large}, {}, {})
+    assert run.position() == ("reid", 1)
+    before = small.weight.clone()
+    torch.nn.init.zeros_(small.weight)
+    run.load_modules({"module": small})
+    assert torch.equal(small.weight, before)
+    with pytest.raises(SinkError, match=r"metrics\.jsonl"):
+        run.log({"text": "x" * 1_000_000})
+
+
+def test_a_run_starts_from_anothers_prompts_and_weights(tiny_world: Path, tmp_path: Path) -> None:
+    begun = begin_run(tiny_config(tiny_world), tmp_path / "first")
+    begun.folder.save("prompts", 1, begun.networks.modules(), {}, {})
+    config = tiny_config(tiny_world).model_copy(update={"start": tmp_path / "first", "seed": 99})
+    follower = begin_run(config, tmp_path / "second")
+    for name, module in begun.networks.modules().items():
+        ours = follower.networks.modules()[name].state_dict()
+        assert all(torch.equal(value, ours[key]) for key, value in module.state_dict().items())
+    assert list(stage_makers(follower)) == ["reid"]
+    (origin,) = follower.networks.origins
+    assert origin.endswith("first/checkpoint/modules.safetensors")
+    sr = config.sr.model_copy(update={"kind": "bicubic"})
+    baseline = begin_run(config.model_copy(update={"sr": sr}), tmp_path / "third")
+    assert torch.equal(baseline.networks.prompts.cls_ctx, begun.networks.prompts.cls_ctx)
+    other = config.model_copy(update={"data": config.data.model_copy(update={"root": tmp_path})})
+    with pytest.raises(ConfigError, match="one list of identities"):
+        build_networks(other, 5)
+
+
+def test_tensorboard_gets_the_metrics(tiny_world: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_config(tiny_world).model_copy(update={"watch": WatchSettings(tensorboard=True)})
+    run = RunFolder(tmp_path, config)
+    run.log({"stage": "reid", "step": 3, "pixel": 0.25})
+    run.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("reid/pixel")] == [(3, 0.25)]
