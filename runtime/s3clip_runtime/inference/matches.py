@@ -1,4 +1,4 @@
-"""Where each query's matches stand in its ranking: the core that all ranking metrics share (method.md 8.1, 8.2).
+"""Where each query's matches stand in its ranking: the core of all ranking metrics (method.md 8.1, 8.2).
 
 A metric needs the ranks of the matches and nothing else, so no ranking is sorted: the rank of an entry is the
 number of entries before it in the gallery that are at most as far, and behind it that are nearer. That is its
@@ -79,7 +79,7 @@ class MatchMeasures:
         rank = ranks[nearest_first]
         self.ap_xfd[query] = trapezoid_precision(rank)
         own_camera = self._other_cams[matches[nearest_first]] == self._cams[query]
-        # An entry of the query's own camera is a match itself, so all that leave the ranking are counted here.
+        # Entries of the query's own camera are matches themselves, so all that leave the ranking are here.
         rank = (rank - np.cumsum(own_camera))[~own_camera]
         if len(rank):
             self.first_hit_rank[query] = rank[0] + 1
@@ -87,7 +87,7 @@ class MatchMeasures:
 
 
 def match_ranks(row: NDArray[np.floating], matches: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Ranks from 0, int64 (K,), of the entries `matches` in the stable ascending order of `row`, float (G,)."""
+    """Ranks from 0, int64 (K,), of the entries `matches` in the stable ascending order of `row` (G,)."""
     ranks = np.empty(len(matches), dtype=np.int64)
     if len(matches) > SORT_ABOVE:
         place = np.empty(len(row), dtype=np.int64)

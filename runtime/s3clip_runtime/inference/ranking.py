@@ -263,7 +263,7 @@ def sign_flip_p_value(
         rows = min(height, samples - first)
         flips = np.frombuffer(rng.bytes(rows * -(-len(moved) // 8)), dtype=np.uint8).reshape(rows, -1)
         flipped = np.unpackbits(flips, axis=1, count=len(moved)) @ moved
-        extreme += np.count_nonzero(np.abs(total - 2 * flipped) >= bound)
+        extreme += int(np.count_nonzero(np.abs(total - 2 * flipped) >= bound))
     return (extreme + 1) / (samples + 1)
 
 
@@ -294,7 +294,8 @@ def _unit_rows(embeddings: NDArray[np.float32], side: str) -> NDArray[np.float32
             f"{side} embeddings must be finite and not zero; {len(bad)} of {len(embeddings)} are not, the "
             f"first is row {bad[0]}; check the model's precision"
         )
-    return (embeddings / length).astype(np.float32, copy=False)
+    unit: NDArray[np.float32] = (embeddings / length).astype(np.float32, copy=False)
+    return unit
 
 
 def _check_widths(query: NDArray[np.float32], gallery: NDArray[np.float32]) -> None:
