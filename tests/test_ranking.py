@@ -141,7 +141,7 @@ def test_ranks_are_those_of_a_stable_sort(
 ) -> None:
     monkeypatch.setattr("s3clip_runtime.inference.matches.SORT_ABOVE", sort_above)
     rng = np.random.default_rng(values)
-    distance = (rng.integers(0, values, (150, 90)) / -4).astype(dtype)
+    distance: NDArray[np.float64] = (rng.integers(0, values, (150, 90)) / -4).astype(dtype)
     distance[::7] *= 0  # zeros of both signs are equal
     labels = random_labels(rng, 150, 90)
     assert equals_sorted_version(evaluate_ranking(distance, *labels, threads=3), distance, labels)
