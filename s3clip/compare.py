@@ -11,10 +11,15 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip.evaluate import RankedProtocol
+from s3clip.datasets import Tracklet
 from s3clip.figures import bucket_name, height_buckets, heights_of
 from s3clip_runtime.errors import ConfigError
-from s3clip_runtime.inference.ranking import PairedDifference, paired_bootstrap, sign_flip_p_value
+from s3clip_runtime.inference.ranking import (
+    PairedDifference,
+    RankingResult,
+    paired_bootstrap,
+    sign_flip_p_value,
+)
 
 EVALUATION = "evaluation.json"
 QUERIES = "queries.npz"
@@ -66,9 +71,8 @@ class Comparison(NamedTuple):
     map: Difference
 
 
-def query_values(ranked: RankedProtocol) -> QueryValues:
-    """The values of a ranked protocol."""
-    result, queries = ranked.result, ranked.protocol.query
+def query_values(queries: Sequence[Tracklet], result: RankingResult) -> QueryValues:
+    """The values of a protocol's queries."""
     return QueryValues(
         name=np.array([tracklet.name for tracklet in queries]),
         valid=result.valid,
@@ -84,7 +88,7 @@ def write_queries(path: Path, queries: Mapping[str, QueryValues]) -> None:
     arrays = {f"{name}/{key}": getattr(one, key) for name, one in queries.items() for key in _FIELDS}
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
     part.replace(path)
 
 
@@ -134,7 +138,7 @@ def compare(a: Evaluation, b: Evaluation) -> list[Comparison]:
 
 def _check_same(name: str, a: Evaluation, b: Evaluation) -> None:
     mine, theirs = a.queries[name], b.queries[name]
-    galleries = [one.report["protocols"][name]["gallery_sha256"] for one in (a, b)]
+    galleries = [one.report["gallery_sha256"][name] for one in (a, b)]
     if not np.array_equal(mine.name, theirs.name) or not np.array_equal(mine.valid, theirs.valid):
         different = set(mine.name.tolist()) ^ set(theirs.name.tolist())
         raise ConfigError(
@@ -144,8 +148,8 @@ def _check_same(name: str, a: Evaluation, b: Evaluation) -> None:
         )
     if galleries[0] != galleries[1]:
         raise ConfigError(
-            f"protocol {name}: {a.folder} and {b.folder} rank different galleries, so their figures cannot be "
-            "compared; evaluate both on one data set with --data"
+            f"protocol {name}: {a.folder} and {b.folder} rank different galleries, so their figures cannot "
+            "be compared; evaluate both on one data set with --data"
         )
 
 
@@ -173,7 +177,7 @@ def _difference(
 
 
 def comparison_table(rows: Sequence[Comparison]) -> str:
-    """Differences in percentage points, 95 % intervals in brackets, p-values not corrected for their number."""
+    """A plain table of differences in percentage points, 95 % intervals in brackets, with p-values."""
     wide = max(20, *(len(row.protocol) + 2 for row in rows))
     head = f"{'Rank-1':>24}{'p':>8}{'mAP':>24}{'p':>8}"
     lines = [f"{'protocol':<{wide}}{'query height':<18}{'queries':>8}{head}"]

@@ -60,13 +60,13 @@ class EvaluationSettings:
     """What is evaluated, and how.
 
     Attributes:
-        device: a PyTorch device.
+        device: a PyTorch device; None takes the run's own.
         clips: see `Clips`.
         rerank: parameters of the k-reciprocal re-ranking; None ranks by the cosine (method.md 8.1).
         pairs: further protocols, each QUERY_CAMERA:GALLERY_CAMERA.
     """
 
-    device: str = "cpu"
+    device: str | None = None
     clips: Clips = "one"
     rerank: RerankSettings | None = None
     pairs: tuple[str, ...] = ()

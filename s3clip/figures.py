@@ -149,11 +149,11 @@ def results_table(
     wide = max(20, *(len(name) + 2 for name in rows))
     lines = [
         f"{'protocol':<{wide}}{'queries':>8}"
-        f"{'Rank-1':>20}{'Rank-5':>20}{'Rank-10':>20}{'mAP':>20}{'mAP-xfd':>9}"
+        f"{'Rank-1':>22}{'Rank-5':>22}{'Rank-10':>22}{'mAP':>22}{'mAP-xfd':>9}"
     ]
     for name, row in rows.items():
         cells = "".join(
-            f"{_cell(metric):>20}" for metric in (row["rank1"], row["rank5"], row["rank10"], row["map"])
+            f"{_cell(metric):>22}" for metric in (row["rank1"], row["rank5"], row["rank10"], row["map"])
         )
         lines.append(f"{name:<{wide}}{row['queries']:>8}{cells}{row['map_xfd']:>9.1f}")
     means = overall(results)["map"]

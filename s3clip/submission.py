@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def _rankings(one: RankedProtocol) -> Iterator[tuple[str, list[str]]]:
 
 def _names(tracklets: Sequence[Tracklet], side: str) -> list[str]:
     names = [submission_name(tracklet) for tracklet in tracklets]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{side}: the name {twice} stands for two tracklets; give their folders other names")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"{side}: the name {name} stands for {times} tracklets; rename their folders")
     return names

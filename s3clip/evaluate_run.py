@@ -1,0 +1,142 @@
+"""A finished run to an evaluation folder: figures, the queries' values, the page, the challenge's CSV."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s3clip.checkpoint import CONFIG, MODEL, read_run, write_atomic
+from s3clip.compare import EVALUATION, QUERIES, query_values, write_queries
+from s3clip.config import DataSettings
+from s3clip.datasets import Tracklet
+from s3clip.datasets.catalog import protocol_tracklets, read_protocols
+from s3clip.evaluate import EvaluationSettings, RankedProtocol, embed_tracklets, pair_protocols, ranked
+from s3clip.failures import Photographer, worst_failures
+from s3clip.figures import overall, protocol_result, results_table
+from s3clip.page import render_page
+from s3clip.submission import write_submission
+from s3clip_runtime.errors import ConfigError
+from s3clip_runtime.inference.bundle import sha256_file
+
+PAGE = "index.html"
+SUBMISSION = "submission.csv"
+
+FAILURES_SHOWN = 5
+"""Worst queries of a protocol on the page; about 150 KB each."""
+
+
+def evaluate_run(
+    run: Path,
+    out: Path,
+    settings: EvaluationSettings,
+    *,
+    data: Path | None,
+    csv: bool,
+    stop: threading.Event,
+) -> dict[str, Any]:
+    """Evaluate a finished run and write evaluation.json, queries.npz and index.html to `out`.
+
+    Files of an earlier evaluation are replaced, each as a whole; evaluation.json is the last one.
+
+    Args:
+        run: folder of a finished s3clip-train.
+        out: made if needed.
+        data: root of a data set whose test split is used; None takes the run's own.
+        csv: also write submission.csv.
+        stop: ends the embedding before its next batch.
+
+    Returns:
+        What evaluation.json holds.
+
+    Raises:
+        Interrupted: `stop` was set; nothing was written.
+        ConfigError, DataError, WeightsError: see their messages.
+    """
+    config, model, _ = read_run(run)
+    device = settings.device or config.device
+    check_device(device)
+    source = config.data if data is None else config.data.model_copy(update={"root": data, "synthetic": None})
+    protocols = read_protocols(source)
+    pairs = pair_protocols(protocols, settings.pairs)
+    tracklets = protocol_tracklets(protocols)
+    model.to(device)
+    rows = embed_tracklets(model, tracklets, device=device, clips=settings.clips, stop=stop)
+    vectors = dict(zip((t.name for t in tracklets), rows, strict=True))
+    rankings = [ranked(protocol, vectors, settings.rerank) for protocol in (*protocols, *pairs)]
+    report = _report(run, source, replace(settings, device=device), rankings, len(tracklets))
+    out.mkdir(parents=True, exist_ok=True)
+    photographer = Photographer(model, device)
+    failures = {one.protocol.name: worst_failures(one, photographer, FAILURES_SHOWN) for one in rankings}
+    if csv:
+        write_submission(out / SUBMISSION, rankings)
+    write_queries(
+        out / QUERIES, {one.protocol.name: query_values(one.protocol.query, one.result) for one in rankings}
+    )
+    write_atomic(out / PAGE, render_page(report, failures))
+    write_atomic(out / EVALUATION, json.dumps(report, indent=2))
+    return report
+
+
+def report_table(report: dict[str, Any]) -> str:
+    """The protocols' figures as a plain table."""
+    results, pairs = report["protocols"], report["pairs"]
+    return results_table(
+        {name: row for name, row in results.items() if name not in pairs},
+        {name: results[name] for name in pairs},
+    )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ConfigError: the name is none of PyTorch's, or there is no such device.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch built without CUDA asserts
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used here ({first}); use --device cpu") from None
+
+
+def _report(
+    run: Path,
+    source: DataSettings,
+    settings: EvaluationSettings,
+    rankings: Sequence[RankedProtocol],
+    tracklets: int,
+) -> dict[str, Any]:
+    protocols = {
+        one.protocol.name: protocol_result(one.protocol.query, len(one.protocol.gallery), one.result)
+        for one in rankings
+    }
+    pairs = list(dict.fromkeys(settings.pairs))
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "s3clip_version": version("s3clip"),
+        "run": run.resolve().name,
+        "config_sha256": sha256_file(run / CONFIG),
+        "model_sha256": sha256_file(run / MODEL),
+        "data": str(source.root),
+        "synthetic": source.synthetic is not None,
+        "settings": asdict(settings),
+        "tracklets": tracklets,
+        "protocols": protocols,
+        "pairs": pairs,
+        "overall": overall({name: row for name, row in protocols.items() if name not in pairs}),
+        "gallery_sha256": {one.protocol.name: _names_sha256(one.protocol.gallery) for one in rankings},
+    }
+
+
+def _names_sha256(tracklets: Sequence[Tracklet]) -> str:
+    """Over the names in order, so that two evaluations can tell whether their galleries are the same."""
+    return hashlib.sha256("\n".join(tracklet.name for tracklet in tracklets).encode()).hexdigest()
