@@ -9,7 +9,6 @@ paired over queries; over seeds the mean and the spread are printed. Results are
 from __future__ import annotations
 
 import json
-import os
 import threading
 from pathlib import Path
 from typing import TypedDict
@@ -18,6 +17,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.machine import cpu_name
 from s3clip.checkpoint import read_run
 from s3clip.config import TrainConfig, load_config
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
@@ -122,15 +122,6 @@ def _interval(difference: list[float]) -> str:
 def _spread(values: list[float]) -> str:
     deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{deviation}"
-
-
-def cpu_name() -> str:
-    """The processor's name and how many cores this process may use."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU"
-    )
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 @click.command()

@@ -92,6 +92,8 @@ def evaluate_command(
 def compare_command(first: Path, second: Path) -> None:
     """RUN_A minus RUN_B over the same queries, with intervals and p-values. Both must be evaluated."""
     with needs_extra("train"):
-        from s3clip.compare import compare, comparison_table, read_evaluation
+        from s3clip.compare import compare, comparison_table, describe, read_evaluation
 
-    click.echo(comparison_table(compare(read_evaluation(first), read_evaluation(second))))
+    a, b = read_evaluation(first), read_evaluation(second)
+    rows = compare(a, b)
+    click.echo(f"first   {describe(a)}\nsecond  {describe(b)}\n\n{comparison_table(rows)}")

@@ -138,19 +138,27 @@ def compare(a: Evaluation, b: Evaluation) -> list[Comparison]:
 
 def _check_same(name: str, a: Evaluation, b: Evaluation) -> None:
     mine, theirs = a.queries[name], b.queries[name]
-    galleries = [one.report["gallery_sha256"][name] for one in (a, b)]
-    if not np.array_equal(mine.name, theirs.name) or not np.array_equal(mine.valid, theirs.valid):
+    if not np.array_equal(mine.name, theirs.name):
         different = set(mine.name.tolist()) ^ set(theirs.name.tolist())
         raise ConfigError(
             f"protocol {name}: a paired comparison needs the same queries, {a.folder} has {len(mine.name)}, "
             f"{b.folder} has {len(theirs.name)}, and {len(different)} are in one only; evaluate both on one "
             "data set with --data"
         )
-    if galleries[0] != galleries[1]:
+    galleries = [one.report["gallery_sha256"][name] for one in (a, b)]
+    if galleries[0] != galleries[1] or not np.array_equal(mine.valid, theirs.valid):
         raise ConfigError(
-            f"protocol {name}: {a.folder} and {b.folder} rank different galleries, so their figures cannot "
-            "be compared; evaluate both on one data set with --data"
+            f"protocol {name}: {a.folder} and {b.folder} rank different galleries (names, identities or "
+            "cameras differ), so their figures cannot be compared; evaluate both on one data set with --data"
         )
+
+
+def describe(evaluation: Evaluation) -> str:
+    """Such as "runs/a/evaluation: run a, clips one, cosine"."""
+    settings = evaluation.report["settings"]
+    ranking = "cosine" if settings["rerank"] is None else "re-ranked"
+    run = evaluation.report["run"]
+    return f"{evaluation.folder}: run {run}, clips {settings['clips']}, {ranking}"
 
 
 def _compare_protocol(name: str, a: QueryValues, b: QueryValues) -> list[Comparison]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,11 +20,12 @@ from s3clip.compare import EVALUATION, QUERIES, query_values, write_queries
 from s3clip.config import DataSettings
 from s3clip.datasets import Tracklet
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
-from s3clip.evaluate import EvaluationSettings, RankedProtocol, embed_tracklets, pair_protocols, ranked
+from s3clip.evaluate import EvaluationSettings, embed_tracklets, pair_protocols, ranked
 from s3clip.failures import Photographer, worst_failures
 from s3clip.figures import overall, protocol_result, results_table
 from s3clip.page import render_page
-from s3clip.submission import write_submission
+from s3clip.submission import SubmissionWriter, challenge_cases
+from s3clip.synthetic.world import MARKER
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.bundle import sha256_file
 
@@ -67,20 +69,32 @@ def evaluate_run(
     source = config.data if data is None else config.data.model_copy(update={"root": data, "synthetic": None})
     protocols = read_protocols(source)
     pairs = pair_protocols(protocols, settings.pairs)
+    challenge = challenge_cases(protocols) if csv else []
     tracklets = protocol_tracklets(protocols)
     model.to(device)
     rows = embed_tracklets(model, tracklets, device=device, clips=settings.clips, stop=stop)
     vectors = dict(zip((t.name for t in tracklets), rows, strict=True))
-    rankings = [ranked(protocol, vectors, settings.rerank) for protocol in (*protocols, *pairs)]
-    report = _report(run, source, replace(settings, device=device), rankings, len(tracklets))
     out.mkdir(parents=True, exist_ok=True)
     photographer = Photographer(model, device)
-    failures = {one.protocol.name: worst_failures(one, photographer, FAILURES_SHOWN) for one in rankings}
-    if csv:
-        write_submission(out / SUBMISSION, rankings)
-    write_queries(
-        out / QUERIES, {one.protocol.name: query_values(one.protocol.query, one.result) for one in rankings}
-    )
+    results, queries, failures = {}, {}, {}
+    with SubmissionWriter(out / SUBMISSION) if csv else nullcontext() as submission:
+        for protocol in (*protocols, *pairs):
+            one = ranked(protocol, vectors, settings.rerank)  # held for one protocol only: it may be large
+            results[protocol.name] = protocol_result(protocol.query, len(protocol.gallery), one.result)
+            queries[protocol.name] = query_values(protocol.query, one.result)
+            failures[protocol.name] = worst_failures(one, photographer, FAILURES_SHOWN)
+            if submission is not None and protocol.name in challenge:
+                submission.add(one)
+    report = {
+        **_origin(run, source),
+        "settings": asdict(replace(settings, device=device)),
+        "tracklets": len(tracklets),
+        "protocols": results,
+        "pairs": [protocol.name for protocol in pairs],
+        "overall": overall({protocol.name: results[protocol.name] for protocol in protocols}),
+        "gallery_sha256": {protocol.name: _sha256(protocol.gallery) for protocol in (*protocols, *pairs)},
+    }
+    write_queries(out / QUERIES, queries)
     write_atomic(out / PAGE, render_page(report, failures))
     write_atomic(out / EVALUATION, json.dumps(report, indent=2))
     return report
@@ -108,18 +122,8 @@ def check_device(device: str) -> None:
         raise ConfigError(f"device {device!r} cannot be used here ({first}); use --device cpu") from None
 
 
-def _report(
-    run: Path,
-    source: DataSettings,
-    settings: EvaluationSettings,
-    rankings: Sequence[RankedProtocol],
-    tracklets: int,
-) -> dict[str, Any]:
-    protocols = {
-        one.protocol.name: protocol_result(one.protocol.query, len(one.protocol.gallery), one.result)
-        for one in rankings
-    }
-    pairs = list(dict.fromkeys(settings.pairs))
+def _origin(run: Path, source: DataSettings) -> dict[str, Any]:
+    """What was evaluated, by what, and when."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "s3clip_version": version("s3clip"),
@@ -127,16 +131,12 @@ def _report(
         "config_sha256": sha256_file(run / CONFIG),
         "model_sha256": sha256_file(run / MODEL),
         "data": str(source.root),
-        "synthetic": source.synthetic is not None,
-        "settings": asdict(settings),
-        "tracklets": tracklets,
-        "protocols": protocols,
-        "pairs": pairs,
-        "overall": overall({name: row for name, row in protocols.items() if name not in pairs}),
-        "gallery_sha256": {one.protocol.name: _names_sha256(one.protocol.gallery) for one in rankings},
+        # --data may name a synthetic world too, which its marker tells.
+        "synthetic": source.synthetic is not None or (source.root / MARKER).is_file(),
     }
 
 
-def _names_sha256(tracklets: Sequence[Tracklet]) -> str:
-    """Over the names in order, so that two evaluations can tell whether their galleries are the same."""
-    return hashlib.sha256("\n".join(tracklet.name for tracklet in tracklets).encode()).hexdigest()
+def _sha256(tracklets: Sequence[Tracklet]) -> str:
+    """Over names, identities and cameras in order: whether two evaluations ranked the same gallery."""
+    lines = [f"{tracklet.name}\t{tracklet.identity}\t{tracklet.camera}\n" for tracklet in tracklets]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
-from s3clip.datasets import Tracklet
+from s3clip.datasets import Protocol, Tracklet
 from s3clip.evaluate import RankedProtocol
 from s3clip_runtime.errors import DataError
 
@@ -20,39 +21,61 @@ CASES = {"aerial_to_ground": 1, "ground_to_aerial": 2, "aerial_to_aerial": 3}
 """Case numbers of the protocols; others are not in the file."""
 
 
-def write_submission(path: Path, protocols: Iterable[RankedProtocol]) -> int:
-    """Write the rankings of the challenge's cases, in the order of their numbers, row by row.
+class SubmissionWriter:
+    """Writes the file row by row; it appears under its name when the `with` block ends without an error.
 
-    A ranking holds the whole gallery, also the query's own camera, as the challenge has no camera rule.
-    `row_id` counts from 0 over all cases.
+    `row_id` counts from 0 over all protocols.
+    """
 
-    Returns:
-        Number of rows.
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._part = path.with_name(path.name + ".part")
+        self._rows = 0
+
+    def __enter__(self) -> SubmissionWriter:
+        """Begin the file."""
+        self._file = self._part.open("w", encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(COLUMNS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put the whole file in its place, or remove a part of one."""
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if error is None:
+            self._part.replace(self._path)
+        else:
+            self._part.unlink()
+
+    def add(self, one: RankedProtocol) -> None:
+        """Append a case's rankings. They hold the whole gallery, for the challenge has no camera rule.
+
+        Raises:
+            DataError: two tracklets of one side share a name.
+        """
+        for query, ranking in _rankings(one):
+            row = (self._rows, CASES[one.protocol.name], query, " ".join(ranking))
+            self._writer.writerow(row)
+            self._rows += 1
+
+
+def challenge_cases(protocols: Iterable[Protocol]) -> list[str]:
+    """Names of those protocols that are cases of the challenge.
 
     Raises:
-        DataError: no protocol is one of the cases, or two tracklets of one side share a name.
+        DataError: there are none.
     """
-    cases = sorted(
-        (one for one in protocols if one.protocol.name in CASES), key=lambda one: CASES[one.protocol.name]
-    )
-    if not cases:
+    names = [protocol.name for protocol in protocols if protocol.name in CASES]
+    if not names:
         raise DataError(
-            f"{path.name} needs one of the protocols {', '.join(CASES)}; the test split has none of them, so "
+            f"a submission needs one of the protocols {', '.join(CASES)}, and the test split has none; "
             "evaluate without --csv"
         )
-    part = path.with_name(path.name + ".part")
-    rows = 0
-    with part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for one in cases:
-            for query, ranking in _rankings(one):
-                writer.writerow((rows, CASES[one.protocol.name], query, " ".join(ranking)))
-                rows += 1
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    return rows
+    return names
 
 
 def submission_name(tracklet: Tracklet) -> str:
@@ -62,18 +85,22 @@ def submission_name(tracklet: Tracklet) -> str:
 
 def _rankings(one: RankedProtocol) -> Iterator[tuple[str, list[str]]]:
     """Query and gallery names, nearest first; queries by identity, then by name."""
-    queries = one.protocol.query
-    names = _names(queries, f"{one.protocol.name} queries")
-    entries = _names(one.protocol.gallery, f"{one.protocol.name} gallery")
-    order = sorted(range(len(queries)), key=lambda i: (queries[i].identity, names[i]))
+    queries, entries = _names(one)
+    order = sorted(range(len(queries)), key=lambda i: (one.protocol.query[i].identity, queries[i]))
     for first, block in one.distances(order):
         for position, row in enumerate(block, first):
-            yield names[order[position]], [entries[g] for g in np.argsort(row, kind="stable")]
+            yield queries[order[position]], [entries[g] for g in np.argsort(row, kind="stable")]
 
 
-def _names(tracklets: Sequence[Tracklet], side: str) -> list[str]:
-    names = [submission_name(tracklet) for tracklet in tracklets]
-    name, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        raise DataError(f"{side}: the name {name} stands for {times} tracklets; rename their folders")
-    return names
+def _names(one: RankedProtocol) -> tuple[list[str], list[str]]:
+    """Names of the queries and of the gallery, each unique on its side."""
+    sides = (one.protocol.query, one.protocol.gallery)
+    queries, entries = ([submission_name(tracklet) for tracklet in side] for side in sides)
+    for names in (queries, entries):
+        name, times = Counter(names).most_common(1)[0]
+        if times > 1:
+            raise DataError(
+                f"protocol {one.protocol.name}: the name {name} stands for {times} tracklets of one side; "
+                "rename their folders"
+            )
+    return queries, entries
