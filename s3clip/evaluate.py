@@ -1,127 +1,259 @@
-"""Evaluation of a model on cross-view protocols, with bootstrap intervals over queries."""
+"""Evaluation of a model on cross-view protocols: embed every tracklet once, rank, measure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+import math
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from s3clip.clips import hr_tensor, load_crops, lr_tensor, unit_range
 from s3clip.datasets import Protocol, Tracklet
 from s3clip.datasets.catalog import protocol_tracklets
+from s3clip.figures import ProtocolResult, protocol_result
+from s3clip.loop import Interrupted
 from s3clip.model import S3Clip
-from s3clip_runtime.inference.clips import spread_indices
+from s3clip.rerank import RerankSettings, rerank
+from s3clip_runtime.errors import ConfigError
+from s3clip_runtime.inference.clips import consecutive_indices, spread_indices
 from s3clip_runtime.inference.ranking import (
     RankingResult,
-    bootstrap_interval,
-    cosine_distance,
+    distance_blocks,
+    evaluate_embeddings,
     evaluate_ranking,
 )
+from s3clip_runtime.inference.spec import CLIP_LENGTH
 
-RANKS = (1, 5, 10)
+Clips = Literal["one", "all"]
+"""`one`: the clip of `spread_indices`; `all`: consecutive clips over every frame, embeddings averaged."""
+
+CLIPS_PER_BATCH = 8
+"""64 frames, which fills a GPU; on a CPU a batch is no faster than single clips, but no slower either."""
+
+RERANKED_ROWS = 256
+"""Queries whose re-ranked distances are handed on at once."""
 
 
-class Metric(TypedDict):
-    """A figure in percent and its 95 % bootstrap interval."""
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """What is evaluated, and how.
 
-    value: float
-    low: float
-    high: float
+    Attributes:
+        device: a PyTorch device; None takes the run's own.
+        clips: see `Clips`.
+        rerank: parameters of the k-reciprocal re-ranking; None ranks by the cosine (method.md 8.1).
+        pairs: further protocols, each QUERY_CAMERA:GALLERY_CAMERA.
+    """
+
+    device: str | None = None
+    clips: Clips = "one"
+    rerank: RerankSettings | None = None
+    pairs: tuple[str, ...] = ()
 
 
-class ProtocolResult(TypedDict):
-    """What one protocol measured."""
+@dataclass(frozen=True)
+class RankedProtocol:
+    """A protocol with its embeddings and what its ranking measured.
 
-    queries: int
-    gallery: int
-    rank1: Metric
-    rank5: Metric
-    rank10: Metric
-    map: Metric
-    map_xfd: float
+    Attributes:
+        query: float32 (Q, D). gallery: float32 (G, D). In the protocol's order.
+        reranked: float32 (Q, G) distances in the place of the cosine's, or None.
+    """
+
+    protocol: Protocol
+    query: NDArray[np.float32]
+    gallery: NDArray[np.float32]
+    reranked: NDArray[np.float32] | None
+    result: RankingResult
+
+    def distances(self, queries: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Distances of chosen queries: position in `queries` of the first, and float32 (B, G).
+
+        A block is overwritten by the next one.
+        """
+        if self.reranked is None:
+            yield from distance_blocks(self.query[list(queries)], self.gallery)
+            return
+        for first in range(0, len(queries), RERANKED_ROWS):
+            yield first, self.reranked[list(queries[first : first + RERANKED_ROWS])]
+
+
+def embed_tracklets(
+    model: S3Clip,
+    tracklets: Sequence[Tracklet],
+    *,
+    device: str,
+    clips: Clips = "one",
+    stop: threading.Event | None = None,
+) -> NDArray[np.float32]:
+    """Unit embeddings float32 (N, D). LR tracklets pass the super-resolver, HR ones skip it (A9).
+
+    Raises:
+        Interrupted: `stop` was set; looked at before every batch.
+    """
+    model.eval()
+    total = sum(1 if clips == "one" else math.ceil(len(t) / CLIP_LENGTH) for t in tracklets)
+    sums: NDArray[np.float32] | None = None
+    progress = tqdm(total=total, desc="embed", unit="clip", leave=False)
+    with progress, ThreadPoolExecutor(1) as loader:
+        for batch in _load_ahead(_batches(tracklets, clips), loader):
+            if stop is not None and stop.is_set():
+                raise Interrupted(
+                    f"stopped after {progress.n} of {total} clips were embedded; nothing was written, "
+                    "the same command starts again"
+                )
+            vectors = _embed(model, batch, device)
+            if sums is None:
+                sums = np.zeros((len(tracklets), vectors.shape[1]), dtype=np.float32)
+            np.add.at(sums, batch.rows, vectors)
+            progress.update(len(vectors))
+    if sums is None:
+        raise ConfigError("an evaluation needs at least one tracklet, got none; check the data set")
+    if clips == "all":
+        sums /= np.linalg.norm(sums, axis=1, keepdims=True)
+    return sums
+
+
+class _Batch(NamedTuple):
+    """Clips of one kind: their tracklets' rows, uint8 (B * T, 3, h, w) and platform ids (B,)."""
+
+    rows: list[int]
+    pixels: Tensor
+    platforms: Tensor
+    hr: bool
+
+
+_Plan = list[tuple[int, Tracklet, list[int]]]
+
+
+def _clips(tracklet: Tracklet, clips: Clips) -> list[list[int]]:
+    count = len(tracklet)
+    return [spread_indices(count)] if clips == "one" else consecutive_indices(count)
+
+
+def _batches(tracklets: Sequence[Tracklet], clips: Clips) -> Iterator[_Plan]:
+    """Row, tracklet and frames of some clips after the other; HR and LR ones are not mixed."""
+    for hr in (False, True):
+        plan = (
+            (row, tracklet, indices)
+            for row, tracklet in enumerate(tracklets)
+            if tracklet.hr is hr
+            for indices in _clips(tracklet, clips)
+        )
+        while batch := list(islice(plan, CLIPS_PER_BATCH)):
+            yield batch
+
+
+def _load_ahead(plans: Iterable[_Plan], loader: ThreadPoolExecutor) -> Iterator[_Batch]:
+    """The batches in order; the next one is decoded while the caller works on this one."""
+    waiting = None
+    for plan in plans:
+        loading = loader.submit(_load, plan)
+        if waiting is not None:
+            yield waiting.result()
+        waiting = loading
+    if waiting is not None:
+        yield waiting.result()
+
+
+def _load(plan: _Plan) -> _Batch:
+    crops = [crop for _, tracklet, indices in plan for crop in load_crops(tracklet, indices)]
+    hr = plan[0][1].hr
+    return _Batch(
+        rows=[row for row, _, _ in plan],
+        pixels=hr_tensor(crops) if hr else lr_tensor(crops),
+        platforms=torch.tensor([tracklet.platform for _, tracklet, _ in plan]),
+        hr=hr,
+    )
 
 
 @torch.no_grad()
-def embed_tracklets(model: S3Clip, tracklets: Sequence[Tracklet], *, device: str) -> NDArray[np.float32]:
-    """Unit embeddings float32 (N, D). LR tracklets pass the super-resolver, HR ones skip it (A9)."""
-    model.eval()
-    rows = []
-    for tracklet in tqdm(tracklets, desc="embed", unit="tracklet", leave=False):
-        crops = load_crops(tracklet, spread_indices(len(tracklet)))
-        if tracklet.hr:
-            frames = unit_range(hr_tensor(crops).to(device))
-        else:
-            frames = model.enhance(unit_range(lr_tensor(crops).to(device)))
-        platform = torch.tensor([tracklet.platform], device=device)
-        rows.append(model(frames.unsqueeze(0), platform)[0].cpu().numpy())
-    return np.stack(rows).astype(np.float32)
+def _embed(model: S3Clip, batch: _Batch, device: str) -> NDArray[np.float32]:
+    frames = unit_range(batch.pixels.to(device))
+    if not batch.hr:
+        frames = model.enhance(frames)
+    vectors = model(frames.reshape(-1, CLIP_LENGTH, *frames.shape[1:]), batch.platforms.to(device))
+    array: NDArray[np.float32] = vectors.float().cpu().numpy()
+    return array
 
 
-def evaluate(model: S3Clip, protocols: Sequence[Protocol], *, device: str) -> dict[str, ProtocolResult]:
-    """Rank-1/5/10 and mAP of every protocol. Each tracklet is embedded once."""
+def evaluate(
+    model: S3Clip, protocols: Sequence[Protocol], *, device: str, stop: threading.Event | None = None
+) -> dict[str, ProtocolResult]:
+    """Rank-1/5/10 and mAP of every protocol. Each tracklet is embedded once.
+
+    Raises:
+        Interrupted: `stop` was set.
+    """
     tracklets = protocol_tracklets(protocols)
-    rows = embed_tracklets(model, tracklets, device=device)
+    rows = embed_tracklets(model, tracklets, device=device, stop=stop)
     vectors = dict(zip((t.name for t in tracklets), rows, strict=True))
-    return {protocol.name: _evaluate_protocol(protocol, vectors) for protocol in protocols}
+    return {
+        protocol.name: protocol_result(
+            protocol.query, len(protocol.gallery), rank_protocol(protocol, vectors)
+        )
+        for protocol in protocols
+    }
 
 
-def rank_protocol(protocol: Protocol, vectors: dict[str, NDArray[np.float32]]) -> RankingResult:
+def rank_protocol(protocol: Protocol, vectors: Mapping[str, NDArray[np.float32]]) -> RankingResult:
     """Rank the gallery for every query; same identity in the same camera does not count (method.md 8.1)."""
+    return ranked(protocol, vectors).result
+
+
+def ranked(
+    protocol: Protocol,
+    vectors: Mapping[str, NDArray[np.float32]],
+    settings: RerankSettings | None = None,
+) -> RankedProtocol:
+    """Rank by the cosine, or re-rank; `vectors` are the embeddings by tracklet name."""
     query = np.stack([vectors[t.name] for t in protocol.query])
     gallery = np.stack([vectors[t.name] for t in protocol.gallery])
-    return evaluate_ranking(
-        cosine_distance(query, gallery),
+    labels = (
         np.array([t.identity for t in protocol.query]),
         np.array([t.identity for t in protocol.gallery]),
         np.array([t.camera for t in protocol.query]),
         np.array([t.camera for t in protocol.gallery]),
     )
+    if settings is None:
+        return RankedProtocol(protocol, query, gallery, None, evaluate_embeddings(query, gallery, *labels))
+    distance = rerank(query, gallery, settings)
+    return RankedProtocol(protocol, query, gallery, distance, evaluate_ranking(distance, *labels))
 
 
-def _evaluate_protocol(protocol: Protocol, vectors: dict[str, NDArray[np.float32]]) -> ProtocolResult:
-    result = rank_protocol(protocol, vectors)
-    first = result.first_hit_rank[result.valid]
-    rank1, rank5, rank10 = (_metric((first <= rank).astype(np.float64)) for rank in RANKS)
-    return ProtocolResult(
-        queries=int(result.valid.sum()),
-        gallery=len(protocol.gallery),
-        rank1=rank1,
-        rank5=rank5,
-        rank10=rank10,
-        map=_metric(result.ap[result.valid]),
-        map_xfd=100 * float(result.map_xfd),
-    )
+def pair_protocols(protocols: Sequence[Protocol], pairs: Iterable[str]) -> list[Protocol]:
+    """One protocol for each QUERY_CAMERA:GALLERY_CAMERA, over all tracklets of `protocols`.
 
-
-def _metric(values: NDArray[np.float64]) -> Metric:
-    low, high = bootstrap_interval(values)
-    return Metric(value=100 * float(values.mean()), low=100 * low, high=100 * high)
-
-
-def results_table(results: dict[str, ProtocolResult]) -> str:
-    """A plain table: one row a protocol, intervals in brackets, both overall means (A28)."""
-    lines = [
-        f"{'protocol':<20}{'queries':>8}{'Rank-1':>20}{'Rank-5':>20}{'Rank-10':>20}{'mAP':>20}{'mAP-xfd':>9}"
-    ]
-    for name, row in results.items():
-        cells = "".join(
-            f"{_cell(metric):>20}" for metric in (row["rank1"], row["rank5"], row["rank10"], row["map"])
+    Raises:
+        ConfigError: a pair is written otherwise, names an unknown camera, or has no query with a match.
+    """
+    tracklets = protocol_tracklets(protocols)
+    cameras = sorted({tracklet.camera for tracklet in tracklets})
+    made = []
+    for pair in dict.fromkeys(pairs):
+        query, colon, gallery = pair.partition(":")
+        if not colon or query not in cameras or gallery not in cameras:
+            raise ConfigError(
+                f"--pair {pair}: a pair is QUERY_CAMERA:GALLERY_CAMERA; the cameras are {', '.join(cameras)}"
+            )
+        protocol = Protocol(
+            pair,
+            [tracklet for tracklet in tracklets if tracklet.camera == query],
+            [tracklet for tracklet in tracklets if tracklet.camera == gallery],
         )
-        lines.append(f"{name:<20}{row['queries']:>8}{cells}{row['map_xfd']:>9.1f}")
-    simple = float(np.mean([row["map"]["value"] for row in results.values()]))
-    weighted = float(
-        np.average(
-            [row["map"]["value"] for row in results.values()],
-            weights=[row["queries"] for row in results.values()],
-        )
-    )
-    lines.append(f"overall mAP: {simple:.1f} (mean of protocols), {weighted:.1f} (weighted by queries)")
-    return "\n".join(lines)
-
-
-def _cell(metric: Metric) -> str:
-    return f"{metric['value']:.1f} [{metric['low']:.1f}, {metric['high']:.1f}]"
+        if not protocol.answerable:
+            raise ConfigError(
+                f"--pair {pair}: no person was seen by both cameras, or they are one camera, whose own "
+                "matches do not count; choose another pair"
+            )
+        made.append(protocol)
+    return made

@@ -23,10 +23,10 @@ from s3clip.weights import (
     load_swinir,
     load_vsla,
     read_state,
-    sha256_of,
     swinir_file,
 )
 from s3clip_runtime.errors import ConfigError
+from s3clip_runtime.inference.bundle import sha256_file
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _load_run(networks: Networks, config: TrainConfig, run: Path) -> None:
     ignore = () if isinstance(networks.model.sr, SwinIR) else ("model/sr.",)
     modules = {name: module for name, module in networks.modules().items() if name != "smoothing"}
     file = load_modules(run, modules, ignore=(*ignore, "smoothing/"))
-    networks.origins[str(file)] = sha256_of(file)
+    networks.origins[str(file)] = sha256_file(file)
 
 
 def _load_clip(networks: Networks, config: TrainConfig) -> None:
@@ -111,7 +111,7 @@ def _load_clip(networks: Networks, config: TrainConfig) -> None:
         load_vsla(parts, state, str(file))
     else:
         networks.prompts.set_template(load_clip(visual, networks.text, state))
-    networks.origins[str(file)] = sha256_of(file)
+    networks.origins[str(file)] = sha256_file(file)
 
 
 def _load_sr(networks: Networks, config: TrainConfig) -> None:
@@ -122,4 +122,4 @@ def _load_sr(networks: Networks, config: TrainConfig) -> None:
         raise ConfigError(f"sr.weights is {source}, but sr.kind is {config.sr.kind}; remove one")
     file = swinir_file(source)
     load_swinir(sr, file)
-    networks.origins[str(file)] = sha256_of(file)
+    networks.origins[str(file)] = sha256_file(file)

@@ -98,7 +98,7 @@ def join_world(device: str) -> Iterator[tuple[World, str]]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1 and device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    _check_device(device)
+    check_device(device)
     if size == 1:
         yield World(), device
         return
@@ -111,12 +111,16 @@ def join_world(device: str) -> Iterator[tuple[World, str]]:
         dist.destroy_process_group()
 
 
-def _check_device(device: str) -> None:
-    if not device.startswith("cuda"):
-        return
-    number = int(device.partition(":")[2] or 0)
-    if number >= torch.cuda.device_count():
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ConfigError: the name is none of PyTorch's, or there is no such device.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch built without CUDA asserts
+        first = str(error).splitlines()[0]
         raise ConfigError(
-            f"device is {device}, but this machine has {torch.cuda.device_count()} usable CUDA devices; "
-            "set device = 'cpu' or start fewer processes"
-        )
+            f"device {device!r} cannot be used here ({first}); use 'cpu', or start fewer processes than GPUs"
+        ) from None

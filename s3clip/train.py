@@ -19,7 +19,8 @@ from s3clip.checkpoint import MODEL, ORIGINS, RESULTS, STRIPS, RunFolder, write_
 from s3clip.config import TrainConfig
 from s3clip.datasets import Tracklet
 from s3clip.datasets.catalog import read_protocols, read_train
-from s3clip.evaluate import ProtocolResult, evaluate, results_table
+from s3clip.evaluate import evaluate
+from s3clip.figures import ProtocolResult, results_table
 from s3clip.loop import Stage, run_stage
 from s3clip.memory import checkpoint_activations, memory_report
 from s3clip.networks import Networks, build_networks
@@ -79,7 +80,7 @@ def train(config: TrainConfig, out: Path, stop: threading.Event) -> dict[str, Pr
         return {}
     save_file({k: v.contiguous() for k, v in networks.model.state_dict().items()}, out / (MODEL + ".part"))
     (out / (MODEL + ".part")).replace(out / MODEL)
-    results = evaluate(networks.model, read_protocols(config.data), device=device)
+    results = evaluate(networks.model, read_protocols(config.data), device=device, stop=stop)
     write_atomic(out / RESULTS, json.dumps(results, indent=2))
     print(results_table(results))
     return results

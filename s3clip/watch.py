@@ -10,24 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from s3clip.clips import load_crops, lr_tensor, unit_range
+from s3clip.clips import load_crops
 from s3clip.datasets import Tracklet
 from s3clip.model import S3Clip
+from s3clip.pictures import GAP, U8, side_by_side, super_resolved
 from s3clip_runtime.inference.preprocess import resize_bicubic
 from s3clip_runtime.inference.spec import LR_SIZE, SR_SIZE
 
-GAP = 2
-"""White pixels between the pictures of a strip."""
-
 BEST_PSNR = 100.0
 """Stands for infinity, which equal pictures would have and a metric must not."""
-
-U8 = NDArray[np.uint8]
 
 
 class SuperResolutionWatch:
@@ -66,49 +60,37 @@ class SuperResolutionWatch:
         if self._every == 0 or epoch % self._every:
             return {}
         truth = [resize_bicubic(crop, SR_SIZE) for crop in self._sharp]
-        small = self._small(self._sharp)
-        resolved, natural = self._resolve(small), self._small(self._natural)
-        unseen = self._resolve(natural)
-        plain = [resize_bicubic(crop, SR_SIZE) for crop in natural]
+        resolved, plain = self._resolved(self._sharp), _bicubic(self._sharp)
+        unseen, unseen_plain = self._resolved(self._natural), _bicubic(self._natural)
+        native = [resize_bicubic(crop, SR_SIZE) for crop in self._natural]
+        groups = [(plain, resolved, truth), (unseen_plain, unseen, native)]
         rows = [
-            _row([resize_bicubic(crop, SR_SIZE) for crop in small], resolved, truth),
-            _row(plain, unseen, [resize_bicubic(crop, SR_SIZE) for crop in self._natural]),
+            side_by_side([picture for group in zip(*columns, strict=True) for picture in group])
+            for columns in groups
+            if columns[0]
         ]
         self._folder.mkdir(parents=True, exist_ok=True)
-        picture = np.concatenate([row for row in rows if row is not None], axis=0)
+        picture = np.full(
+            (len(rows) * (SR_SIZE[0] + GAP) - GAP, max(len(r[0]) for r in rows), 3), 255, np.uint8
+        )
+        for number, row in enumerate(rows):
+            picture[number * (SR_SIZE[0] + GAP) :][: SR_SIZE[0], : row.shape[1]] = row
         Image.fromarray(picture).save(self._folder / f"epoch-{epoch:03}.png")
-        return _quality(resolved, truth) | _drift(unseen, plain)
+        return _quality(resolved, truth) | _drift(unseen, unseen_plain)
 
-    def _small(self, crops: Sequence[U8]) -> list[U8]:
-        return [resize_bicubic(crop, LR_SIZE) for crop in crops]
+    def _resolved(self, crops: Sequence[U8]) -> list[U8]:
+        return super_resolved(self._model, crops, self._device)
 
-    @torch.no_grad()
-    def _resolve(self, crops: Sequence[U8]) -> list[U8]:
-        """uint8 (64, 32, 3) to uint8 (128, 64, 3), clamped: pictures are for people (A11)."""
-        if not crops:
-            return []
-        training = self._model.training
-        self._model.eval()
-        resolved = self._model.super_resolve(unit_range(lr_tensor(crops).to(self._device)))
-        self._model.train(training)
-        pixels = (resolved.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return list(pixels)
+
+def _bicubic(crops: Sequence[U8]) -> list[U8]:
+    """What a bicubic x2 in the place of S gives: uint8 (128, 64, 3)."""
+    return [resize_bicubic(resize_bicubic(crop, LR_SIZE), SR_SIZE) for crop in crops]
 
 
 def _middle_crops(tracklets: Sequence[Tracklet], count: int) -> list[U8]:
     count = min(count, len(tracklets))
     chosen = [tracklets[i * len(tracklets) // count] for i in range(count)]
     return [load_crops(tracklet, [len(tracklet) // 2])[0] for tracklet in chosen]
-
-
-def _row(*columns: Sequence[U8]) -> U8 | None:
-    """Groups of pictures side by side: for each crop one picture of every column."""
-    if not columns[0]:
-        return None
-    white = np.full((SR_SIZE[0], GAP, 3), 255, np.uint8)
-    parts = [part for group in zip(*columns, strict=True) for picture in group for part in (picture, white)]
-    row = np.concatenate(parts, axis=1)
-    return np.concatenate([row, np.full((GAP, row.shape[1], 3), 255, np.uint8)], axis=0)
 
 
 def _quality(resolved: Sequence[U8], truth: Sequence[U8]) -> dict[str, float]:

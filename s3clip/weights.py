@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -26,12 +25,6 @@ SWINIR_URL = (
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Keys of OpenAI's files that hold settings."""
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file, to be recorded with the run."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:

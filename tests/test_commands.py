@@ -29,6 +29,7 @@ def test_help_needs_no_torch(command: str, module: str) -> None:
     ("module", "words", "extra"),
     [
         ("s3clip.cli", ["config.toml"], "train"),
+        ("s3clip.cli", ["evaluate", "runs/a"], "train"),
         ("s3clip_export.cli", ["run", "-o", "bundle"], "export"),
     ],
 )
@@ -37,6 +38,18 @@ def test_a_missing_extra_is_named(module: str, words: list[str], extra: str) -> 
     assert done.returncode == 2
     assert f'torch is not installed; this command needs: pip install "s3clip[{extra}]"' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_help_of_the_evaluation_needs_no_torch(command: str) -> None:
+    done = call("s3clip.cli", command, "--help", without="torch")
+    assert done.returncode == 0, done.stderr
+    assert "RUN" in done.stdout
+
+
+def test_comparing_needs_no_torch(tmp_path: Path) -> None:
+    done = call("s3clip.cli", "compare", str(tmp_path), str(tmp_path), without="torch")
+    assert "no evaluation.json here" in done.stderr
 
 
 def test_a_missing_config_is_one_line(tmp_path: Path) -> None:

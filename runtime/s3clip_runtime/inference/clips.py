@@ -48,6 +48,11 @@ def spread_indices(count: int, length: int = CLIP_LENGTH) -> list[int]:
     return [min(i * block, count - 1) for i in range(length)]
 
 
+def consecutive_indices(count: int, length: int = CLIP_LENGTH) -> list[list[int]]:
+    """Every frame in consecutive clips of `length`; the last clip repeats the last frame. `count` >= 1."""
+    return [[min(i, count - 1) for i in range(first, first + length)] for first in range(0, count, length)]
+
+
 def best_indices(quality: NDArray[np.float32], length: int = CLIP_LENGTH) -> list[int]:
     """The runtime's choice: cut the tracklet into `length` equal spans, take the best frame of each.
 

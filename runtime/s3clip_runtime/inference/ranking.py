@@ -5,6 +5,9 @@ Ties are broken by gallery order (stable sort), so equal inputs give equal metri
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from s3clip_runtime.errors import ConfigError, DataError
+from s3clip_runtime.inference.matches import MatchMeasures
+
+BLOCK_BYTES = 1 << 28
+"""Distances held at once: 671 queries against 100,000 entries, high enough for the product's full speed."""
+
+DRAWS_AT_ONCE = 1 << 18
+"""Random draws that the resampling tests hold at once: 2 MB, which stays in a processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +67,36 @@ def cosine_distance(query: NDArray[np.float32], gallery: NDArray[np.float32]) ->
     Raises:
         DataError: the widths differ, or an embedding is zero or not finite.
     """
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise DataError(
-            f"query and gallery embeddings must be (Q, D) and (G, D), got {query.shape} and {gallery.shape}; "
-            "embed both with one model"
-        )
-    return -(_unit_rows(query, "query") @ _unit_rows(gallery, "gallery").T)
+    _check_widths(query, gallery)
+    return -_unit_rows(query, "query") @ _unit_rows(gallery, "gallery").T
+
+
+def distance_blocks(
+    query: NDArray[np.float32], gallery: NDArray[np.float32], *, block_bytes: int = BLOCK_BYTES
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """`cosine_distance` for some queries after the other, in bounded memory.
+
+    One matrix product a block, so a distance may differ from `cosine_distance` in its last bit, where the
+    product's rounding depends on the block's height.
+
+    Args:
+        query: float32 (Q, D). gallery: float32 (G, D).
+        block_bytes: size of a block; at least one query is in it.
+
+    Yields:
+        Index of the first query and float32 (B, G), overwritten by the next block.
+
+    Raises:
+        DataError: as of `cosine_distance`, at the first block.
+    """
+    _check_widths(query, gallery)
+    entries = _unit_rows(gallery, "gallery").T
+    queries = _unit_rows(query, "query")
+    height = min(max(block_bytes // max(4 * len(gallery), 1), 1), len(query))
+    buffer = np.empty((height, len(gallery)), dtype=np.float32)
+    for first in range(0, len(query), max(height, 1)):
+        rows = queries[first : first + height]
+        yield first, np.matmul(-rows, entries, out=buffer[: len(rows)])
 
 
 def evaluate_ranking(
@@ -71,6 +105,8 @@ def evaluate_ranking(
     gallery_ids: ArrayLike,
     query_cams: ArrayLike,
     gallery_cams: ArrayLike,
+    *,
+    threads: int | None = None,
 ) -> RankingResult:
     """Rank the gallery for each query and measure it.
 
@@ -81,38 +117,65 @@ def evaluate_ranking(
         distance: float (Q, G), smaller is nearer.
         query_ids: (Q,) and gallery_ids: (G,), numbers or names of the persons.
         query_cams: (Q,) and gallery_cams: (G,), numbers or names of the cameras.
+        threads: that count; None: one a core.
 
     Raises:
         DataError: lengths or kinds differ, a distance is NaN, or no query has a match of another camera.
     """
     _check_distance(distance)
     queries, entries = distance.shape
-    ids, other_ids = _labels(query_ids, gallery_ids, queries, entries, "ids")
-    cams, other_cams = _labels(query_cams, gallery_cams, queries, entries, "cams")
-    first_hit_rank = np.zeros(queries, dtype=np.int64)
-    ap = np.full(queries, np.nan)
-    ap_xfd = np.full(queries, np.nan)
-    for i in range(queries):
-        order = np.argsort(distance[i], kind="stable")
-        hit = other_ids[order] == ids[i]
-        if hit.any():
-            ap_xfd[i] = _trapezoid_precision(np.flatnonzero(hit))
-        own_camera = hit & (other_cams[order] == cams[i])
-        rank = np.flatnonzero(hit[~own_camera])
-        if len(rank):
-            first_hit_rank[i] = rank[0] + 1
-            ap[i] = _average_precision(rank)
-    valid = first_hit_rank > 0
+    measures = MatchMeasures(
+        query_ids, gallery_ids, query_cams, gallery_cams, queries=queries, entries=entries
+    )
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        measures.add(0, distance, pool)
+    return _result(measures, entries)
+
+
+def evaluate_embeddings(
+    query: NDArray[np.float32],
+    gallery: NDArray[np.float32],
+    query_ids: ArrayLike,
+    gallery_ids: ArrayLike,
+    query_cams: ArrayLike,
+    gallery_cams: ArrayLike,
+    *,
+    threads: int | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> RankingResult:
+    """`evaluate_ranking` of the cosine distance without ever holding the Q x G matrix.
+
+    Memory beside the inputs: both sides once more as unit vectors, and one block.
+
+    Args:
+        query: float32 (Q, D). gallery: float32 (G, D). They need no normalisation.
+        query_ids, gallery_ids, query_cams, gallery_cams, threads: as of `evaluate_ranking`.
+        block_bytes: as of `distance_blocks`.
+
+    Raises:
+        DataError: as of `cosine_distance` and `evaluate_ranking`.
+    """
+    _check_widths(query, gallery)
+    _check_shape((len(query), len(gallery)))
+    measures = MatchMeasures(
+        query_ids, gallery_ids, query_cams, gallery_cams, queries=len(query), entries=len(gallery)
+    )
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        for first, block in distance_blocks(query, gallery, block_bytes=block_bytes):
+            measures.add(first, block, pool)
+    return _result(measures, len(gallery))
+
+
+def _result(measures: MatchMeasures, entries: int) -> RankingResult:
+    first, ap, ap_xfd = measures.first_hit_rank, measures.ap, measures.ap_xfd
+    valid = first > 0
     if not valid.any():
         raise DataError(
-            f"none of {queries} queries has a gallery entry of its identity and another camera; "
+            f"none of {len(valid)} queries has a gallery entry of its identity and another camera; "
             "check the ids and the cameras of both sides"
         )
-    hits_at = np.bincount(first_hit_rank[valid] - 1, minlength=entries)
-    cmc = np.cumsum(hits_at) / np.count_nonzero(valid)
-    return RankingResult(
-        cmc, float(np.nanmean(ap)), float(np.nanmean(ap_xfd)), valid, first_hit_rank, ap, ap_xfd
-    )
+    cmc = np.cumsum(np.bincount(first[valid] - 1, minlength=entries)) / np.count_nonzero(valid)
+    return RankingResult(cmc, float(np.nanmean(ap)), float(np.nanmean(ap_xfd)), valid, first, ap, ap_xfd)
 
 
 def bootstrap_interval(
@@ -133,19 +196,18 @@ def bootstrap_interval(
         DataError: `values` is empty or has a NaN.
         ConfigError: `level`, `samples` or `seed` is out of range.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not len(values) or np.isnan(values).any():
-        raise DataError(
-            f"a bootstrap needs a non-empty row of numbers without NaN, got shape {values.shape}; "
-            "keep the valid queries only"
-        )
+    values = _row(values)
     if not 0 < level < 1 or samples < 1 or seed < 0:
         raise ConfigError(
             f"a bootstrap needs 0 < level < 1, samples >= 1 and seed >= 0, got {level}, {samples} and {seed}"
         )
     rng = np.random.default_rng(seed)
     count = len(values)
-    means = [values[rng.integers(count, size=count)].mean() for _ in range(samples)]
+    means = np.empty(samples)
+    height = max(DRAWS_AT_ONCE // count, 1)
+    for first in range(0, samples, height):
+        part = means[first : first + height]
+        part[:] = values[rng.integers(count, size=(len(part), count))].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -163,26 +225,65 @@ def paired_bootstrap(
         DataError: the shapes differ, or as of `bootstrap_interval`.
         ConfigError: as of `bootstrap_interval`.
     """
+    difference = _differences(a, b)
+    low, high = bootstrap_interval(difference, level=level, samples=samples, seed=seed)
+    return PairedDifference(float(difference.mean()), low, high)
+
+
+def sign_flip_p_value(
+    a: NDArray[np.float64], b: NDArray[np.float64], *, samples: int = 10_000, seed: int = 0
+) -> float:
+    """Two-sided permutation test of equal means over the same queries; at least 1 / (samples + 1).
+
+    If both models were equally good, the sign of each difference would be a coin's. The p-value is the share
+    of sign patterns whose mean is at least as far from 0 as the measured one, which is counted with them.
+
+    Args:
+        a: float (n,) and b: float (n,), values of the same queries under two models.
+        samples: random sign patterns, at least 1.
+        seed: not negative; the same seed gives the same p-value.
+
+    Raises:
+        DataError: the shapes differ, or there is no query or a NaN.
+        ConfigError: `samples` or `seed` is out of range.
+    """
+    difference = _differences(a, b)
+    if samples < 1 or seed < 0:
+        raise ConfigError(f"a permutation test needs samples >= 1 and seed >= 0, got {samples} and {seed}")
+    rng = np.random.default_rng(seed)
+    moved = difference[difference != 0]  # a sign does not change a zero, and Rank-1 has mostly zeros
+    if not len(moved):
+        return 1.0
+    total = moved.sum()
+    # Patterns with the measured sum must not be missed for the rounding of another order of adding.
+    bound = abs(total) - 1e-12 * np.abs(moved).sum()
+    height = max(DRAWS_AT_ONCE // max(len(moved), 1), 1)
+    extreme = 0
+    for first in range(0, samples, height):
+        rows = min(height, samples - first)
+        flips = np.frombuffer(rng.bytes(rows * -(-len(moved) // 8)), dtype=np.uint8).reshape(rows, -1)
+        flipped = np.unpackbits(flips, axis=1, count=len(moved)) @ moved
+        extreme += int(np.count_nonzero(np.abs(total - 2 * flipped) >= bound))
+    return (extreme + 1) / (samples + 1)
+
+
+def _differences(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     if np.shape(a) != np.shape(b):
         raise DataError(
             f"a paired comparison needs the same queries on both sides, got shapes {np.shape(a)} and "
             f"{np.shape(b)}; evaluate both models on one protocol"
         )
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    low, high = bootstrap_interval(difference, level=level, samples=samples, seed=seed)
-    return PairedDifference(float(difference.mean()), low, high)
+    return _row(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64))
 
 
-def _average_precision(rank: NDArray[np.int64]) -> float:
-    """Mean of hit number / rank; `rank` holds the 0-based ranks of all matches."""
-    return float(np.mean(np.arange(1, len(rank) + 1) / (rank + 1)))
-
-
-def _trapezoid_precision(rank: NDArray[np.int64]) -> float:
-    """The old Oxford form: precision averaged between just before and at each match (method.md 8.2)."""
-    number = np.arange(len(rank))
-    before = np.where(rank == 0, 1.0, number / np.maximum(rank, 1))
-    return float(np.mean(((number + 1) / (rank + 1) + before) / 2))
+def _row(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values) or np.isnan(values).any():
+        raise DataError(
+            f"a bootstrap needs a non-empty row of numbers without NaN, got shape {values.shape}; "
+            "keep the valid queries only"
+        )
+    return values
 
 
 def _unit_rows(embeddings: NDArray[np.float32], side: str) -> NDArray[np.float32]:
@@ -193,30 +294,24 @@ def _unit_rows(embeddings: NDArray[np.float32], side: str) -> NDArray[np.float32
             f"{side} embeddings must be finite and not zero; {len(bad)} of {len(embeddings)} are not, the "
             f"first is row {bad[0]}; check the model's precision"
         )
-    unit: NDArray[np.float32] = (embeddings / length).astype(np.float32)
+    unit: NDArray[np.float32] = (embeddings / length).astype(np.float32, copy=False)
     return unit
 
 
+def _check_widths(query: NDArray[np.float32], gallery: NDArray[np.float32]) -> None:
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise DataError(
+            f"query and gallery embeddings must be (Q, D) and (G, D), got {query.shape} and {gallery.shape}; "
+            "embed both with one model"
+        )
+
+
 def _check_distance(distance: NDArray[np.floating]) -> None:
-    if distance.ndim != 2 or 0 in distance.shape:
-        raise DataError(f"distances must be (Q, G) with both above 0, got {distance.shape}; check both sides")
-    if np.isnan(distance).any():
+    _check_shape(distance.shape)
+    if np.isnan(np.min(distance)):  # a minimum with a NaN is NaN, and needs no second matrix
         raise DataError("distances must not be NaN, as a NaN would be ranked last; check the embeddings")
 
 
-def _labels(
-    query: ArrayLike, gallery: ArrayLike, queries: int, entries: int, what: str
-) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    """Both sides' labels as arrays of the lengths that the distances demand."""
-    mine, theirs = np.asarray(query), np.asarray(gallery)
-    if mine.shape != (queries,) or theirs.shape != (entries,):
-        raise DataError(
-            f"query and gallery {what} must have shapes ({queries},) and ({entries},) to fit the distances, "
-            f"got {mine.shape} and {theirs.shape}"
-        )
-    if mine.dtype.kind != theirs.dtype.kind:
-        raise DataError(
-            f"query and gallery {what} must be of one kind, got {mine.dtype} and {theirs.dtype}; "
-            "use numbers or names on both sides"
-        )
-    return mine, theirs
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 2 or 0 in shape:
+        raise DataError(f"distances must be (Q, G) with both above 0, got {shape}; check both sides")
