@@ -6,15 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from s3clip.clips import lr_tensor, unit_range
+from s3clip.clips import U8, lr_tensor, unit_range
 from s3clip.model import S3Clip
 
 GAP = 2
 """White pixels between the pictures of a strip."""
-
-U8 = NDArray[np.uint8]
 
 
 @torch.no_grad()

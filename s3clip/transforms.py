@@ -16,11 +16,6 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 _ATTEMPTS = 100
 
 
-def flip_horizontally(video: Tensor) -> Tensor:
-    """Mirror (..., H, W) left to right."""
-    return video.flip(-1)
-
-
 def jitter_colours(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     """Another exposure and colour cast for each of (N, 3, H, W): what differs between cameras."""
     count = len(pictures)

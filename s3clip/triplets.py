@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from s3clip.batching import Triplet, TripletSampler
-from s3clip.clips import aliased_lr_tensor, hr_tensor, load_crops, lr_tensor
+from s3clip.clips import U8, aliased_lr_batch, load_crops
 from s3clip.datasets import Tracklet
 from s3clip.loop import step_seed
 from s3clip.schedules import train_frame_indices
-from s3clip.transforms import flip_horizontally
+from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
+from s3clip_runtime.inference.spec import FRAME_SIZE, LR_SIZE
 
 
 class MicroBatch(NamedTuple):
@@ -43,17 +44,6 @@ class MicroBatch(NamedTuple):
     def to(self, device: str) -> MicroBatch:
         """All tensors on a device."""
         return MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
-
-
-class _Item(NamedTuple):
-    hr: Tensor
-    h2l: Tensor
-    lr: Tensor
-    label: int
-    platform_hr: int
-    platform_h2l: int
-    platform_lr: int
-    paired: bool
 
 
 class TripletDataset(Dataset[MicroBatch]):
@@ -85,7 +75,7 @@ class TripletDataset(Dataset[MicroBatch]):
     ) -> None:
         self._sampler, self._labels = sampler, labels
         self._clip_length, self._flip, self._seed = clip_length, flip, seed
-        self._degrade = lr_tensor if antialias else aliased_lr_tensor
+        self._degrade = lr_batch if antialias else aliased_lr_batch
         self.lengths = [len(sampler.epoch(number)) for number in range(epochs)]
         self._ends = np.cumsum(self.lengths)
         self._latest: tuple[int, list[list[Triplet]]] = (-1, [])
@@ -102,35 +92,45 @@ class TripletDataset(Dataset[MicroBatch]):
 
     def __getitem__(self, index: int) -> MicroBatch:
         rng = np.random.default_rng(step_seed(self._seed, "triplets", index))
-        items = [self._item(triplet, rng) for triplet in self.triplets(index)]
+        triplets = self.triplets(index)
+        shape = (len(triplets), self._clip_length)
+        hr = np.empty((*shape, *FRAME_SIZE, 3), np.uint8)
+        h2l, lr = (np.empty((*shape, *LR_SIZE, 3), np.uint8) for _ in range(2))
+        platforms = [
+            self._fill(triplet, rng, *rows) for triplet, *rows in zip(triplets, hr, h2l, lr, strict=True)
+        ]
+        platform_hr, platform_h2l, platform_lr = torch.tensor(platforms).unbind(1)
         return MicroBatch(
-            hr=torch.stack([item.hr for item in items]),
-            h2l=torch.stack([item.h2l for item in items]),
-            lr=torch.stack([item.lr for item in items]),
-            labels=torch.tensor([item.label for item in items]),
-            platform_hr=torch.tensor([item.platform_hr for item in items]),
-            platform_h2l=torch.tensor([item.platform_h2l for item in items]),
-            platform_lr=torch.tensor([item.platform_lr for item in items]),
-            paired=torch.tensor([item.paired for item in items]),
+            hr=_channels_first(hr),
+            h2l=_channels_first(h2l),
+            lr=_channels_first(lr),
+            labels=torch.tensor([self._labels[triplet.identity] for triplet in triplets]),
+            platform_hr=platform_hr,
+            platform_h2l=platform_h2l,
+            platform_lr=platform_lr,
+            paired=torch.tensor([triplet.hr is not None for triplet in triplets]),
         )
 
-    def _item(self, triplet: Triplet, rng: np.random.Generator) -> _Item:
+    def _fill(self, triplet: Triplet, rng: np.random.Generator, hr: U8, h2l: U8, lr: U8) -> list[int]:
+        """Write a triplet's clips (T, h, w, 3) and return the platforms of HR, h2l and natural LR."""
         # Without an HR tracklet the pair's places are taken by two more natural LR tracklets (A10); the one
         # in the HR place is resized bicubically.
         low, high = triplet.low[0], triplet.hr
         degraded = high if high is not None else triplet.low[1]
         sharp = high if high is not None else triplet.low[2]
-        indices = self._indices(degraded, rng)
-        pair = load_crops(degraded, indices)
-        target = pair if high is not None else load_crops(sharp, self._indices(sharp, rng))
-        hr, h2l = hr_tensor(target), self._degrade(pair)
-        lr = lr_tensor(load_crops(low, self._indices(low, rng)))
-        if rng.random() < self._flip:
-            hr, h2l = flip_horizontally(hr), flip_horizontally(h2l)
-        if rng.random() < self._flip:
-            lr = flip_horizontally(lr)
-        label = self._labels[triplet.identity]
-        return _Item(hr, h2l, lr, label, sharp.platform, degraded.platform, low.platform, high is not None)
+        flip_pair, flip_low = rng.random() < self._flip, rng.random() < self._flip
+        pair = self._crops(degraded, rng, flip_pair)
+        hr_batch(pair if high is not None else self._crops(sharp, rng, flip_pair), out=hr)
+        self._degrade(pair, out=h2l)
+        lr_batch(self._crops(low, rng, flip_low), out=lr)
+        return [sharp.platform, degraded.platform, low.platform]
 
-    def _indices(self, tracklet: Tracklet, rng: np.random.Generator) -> list[int]:
-        return train_frame_indices(len(tracklet), self._clip_length, rng)
+    def _crops(self, tracklet: Tracklet, rng: np.random.Generator, flip: bool) -> list[U8]:
+        """Native crops of a random clip, mirrored while they are small."""
+        crops = load_crops(tracklet, train_frame_indices(len(tracklet), self._clip_length, rng))
+        return [crop[:, ::-1] for crop in crops] if flip else crops
+
+
+def _channels_first(pixels: U8) -> Tensor:
+    """(B, T, h, w, 3) as (B, T, 3, h, w): a view, the pixels stay as they were decoded."""
+    return torch.from_numpy(pixels).permute(0, 1, 4, 2, 3)

@@ -1,4 +1,4 @@
-"""Random erasing and flips."""
+"""Random erasing, shifts and colours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from s3clip.transforms import (
     ERASED_ASPECT,
     erase_tracklets,
     erased_rectangle,
-    flip_horizontally,
     jitter_colours,
     shift_pictures,
 )
@@ -44,11 +43,6 @@ def test_rectangles_keep_area_and_aspect() -> None:
         assert left + w <= 128
         assert ERASED_AREA[0] * 0.9 < h * w / (256 * 128) < ERASED_AREA[1] * 1.1
         assert ERASED_ASPECT[0] * 0.9 < h / w < ERASED_ASPECT[1] * 1.1
-
-
-def test_flip_mirrors_the_width() -> None:
-    video = torch.arange(24.0).view(1, 2, 3, 4)
-    assert torch.equal(flip_horizontally(video)[..., 0], video[..., -1])
 
 
 def test_shifts_move_each_picture_by_its_own_whole_pixels_and_repeat_the_border() -> None:

@@ -10,8 +10,10 @@ from PIL import Image
 
 from s3clip_runtime.inference.spec import FRAME_SIZE, LR_SIZE
 
+U8 = NDArray[np.uint8]
 
-def resize_bicubic(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+
+def resize_bicubic(image: U8, size: tuple[int, int]) -> U8:
     """Resize one RGB picture to `size` (height, width), aspect ratio ignored.
 
     Args:
@@ -27,18 +29,18 @@ def resize_bicubic(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
-def lr_batch(crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Input of the `enhance` graph: uint8 (N, 64, 32, 3) from N crops of any size."""
-    return _batch(crops, LR_SIZE)
+def lr_batch(crops: Sequence[U8], out: U8 | None = None) -> U8:
+    """Input of the `enhance` graph: uint8 (N, 64, 32, 3), made or `out`, from N crops of any size."""
+    return _batch(crops, LR_SIZE, out)
 
 
-def hr_batch(crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Input of the `patchify` graph: uint8 (N, 256, 128, 3) from N crops of any size."""
-    return _batch(crops, FRAME_SIZE)
+def hr_batch(crops: Sequence[U8], out: U8 | None = None) -> U8:
+    """Input of the `patchify` graph: uint8 (N, 256, 128, 3), made or `out`, from N crops of any size."""
+    return _batch(crops, FRAME_SIZE, out)
 
 
-def _batch(crops: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> NDArray[np.uint8]:
-    batch = np.empty((len(crops), *size, 3), dtype=np.uint8)
+def _batch(crops: Sequence[U8], size: tuple[int, int], out: U8 | None) -> U8:
+    batch = np.empty((len(crops), *size, 3), dtype=np.uint8) if out is None else out
     for row, crop in zip(batch, crops, strict=True):
         row[...] = resize_bicubic(crop, size)
     return batch
