@@ -19,7 +19,7 @@ from s3clip.schedules import stage2_factor
 from s3clip.smoothing import OnlineSmoothing
 from s3clip.triplets import MicroBatch, TripletDataset
 from s3clip.watch import SuperResolutionWatch
-from s3clip_runtime.errors import ConfigError
+from s3clip_runtime.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,11 @@ class ReidStage:
                 pin_memory=self._precision.device.startswith("cuda"),
             )
             self._stream = iter(loader)
-        return next(self._stream)
+        try:
+            return next(self._stream)
+        except DataError as error:
+            # A worker process adds its traceback in front; the sentence for the user is the last line.
+            raise DataError(str(error).splitlines()[-1].partition("DataError: ")[2] or str(error)) from error
 
 
 def _cut(lengths: list[int], accumulation: int) -> list[_Update]:

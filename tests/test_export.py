@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -15,10 +16,10 @@ from s3clip.checkpoint import read_run
 from s3clip.config import DataSettings, parse_config
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
 from s3clip.evaluate import embed_tracklets
-from s3clip.model import S3Clip
+from s3clip.model import S3Clip, build_model
 from s3clip.train import train
 from s3clip_export import write
-from s3clip_export.onnx import graph_problems
+from s3clip_export.onnx import export_graph, graph_problems, graph_sources
 from s3clip_export.verify import choose_tracklets
 from s3clip_runtime.errors import BundleError, ConfigError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
@@ -71,6 +72,26 @@ def test_a_batch_is_its_single_items(exported: Path) -> None:
         np.testing.assert_allclose(whole[i], one[0], atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1.0, atol=1e-6)
     assert np.abs(whole[0] - whole[2]).max() > 1e-3  # the input matters
+
+
+def test_patches_that_do_not_divide_the_frame_export_too(tmp_path: Path) -> None:
+    """ViT-L/14 sees 18 x 9 patches of a frame and not its last rows and columns."""
+    tree = tiny_tree(tmp_path)
+    visual = cast(dict[str, object], tree["visual"])
+    torch.manual_seed(0)
+    model = build_model(parse_config({**tree, "visual": {**visual, "patch": 14}}, "test")).eval()
+    sources = {source.role: source for source in graph_sources(model)}
+    crops = np.random.default_rng(0).integers(0, 256, (8, 256, 128, 3), dtype=np.uint8)
+    for role in ("patchify", "encode"):
+        export_graph(sources[role], tmp_path / f"{role}.onnx")
+    tokens = OrtSession(tmp_path / "patchify.onnx").run({"crops": crops})["tokens"]
+    assert tokens.shape == (8, 162, 32)
+    clip = {"tokens": tokens[None], "platform": np.array([1])}
+    found = OrtSession(tmp_path / "encode.onnx").run(clip)["embedding"]
+    frames = torch.from_numpy(crops).permute(0, 3, 1, 2)[None] / 255.0
+    with torch.no_grad():
+        expected = model(frames, torch.tensor([1])).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_picture_is_the_clamped_super_resolution(exported: Path, run_folder: Path) -> None:

@@ -16,14 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_run import begin_run, tiny_config
+from worlds import write_block_world
 
 from s3clip.checkpoint import MODEL, RunFolder
 from s3clip.config import WatchSettings, load_config
 from s3clip.loop import DivergedError, Interrupted, run_stage
 from s3clip.networks import build_networks
 from s3clip.parallel import World
-from s3clip.train import stage_makers, train
-from s3clip_runtime.errors import ConfigError, SinkError, WeightsError
+from s3clip.train import reid_stage, stage_makers, train
+from s3clip_runtime.errors import ConfigError, DataError, SinkError, WeightsError
 
 KILLS = 10
 
@@ -209,3 +210,50 @@ def test_tensorboard_gets_the_metrics(tiny_world: Path, tmp_path: Path) -> None:
     run.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("reid/pixel")] == [(3, 0.25)]
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_with_0_for_a_requeue(tiny_world: Path, tmp_path: Path) -> None:
+    """Through the command, as a scheduler sees it; the second call ends what the first began."""
+    config = tmp_path / "long.toml"
+    config.write_text(
+        f'[data]\nroot = "{tiny_world}"\n[clip]\nweights = "random"\n'
+        "[sr]\nembed_dim = 8\ndepths = [2]\nnum_heads = [2]\n"
+        "[visual]\nwidth = 32\nlayers = 2\nheads = 2\nout_dim = 16\nadapter_width = 8\nadapter_heads = 2\n"
+        "platform_prompt_depth = 1\n[text]\nwidth = 16\nlayers = 1\nheads = 2\n"
+        "[prompts]\nepochs = 200\nbatch = 4\nwarmup_epochs = 1\n"
+        "[reid]\nepochs = 1\nidentities = 2\ntriplets = 1\nclip_length = 2\naccumulation = 2\n",
+        encoding="utf-8",
+    )
+    command = [str(Path(sys.executable).parent / "s3clip-train"), str(config), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "the same command resumes" in errors
+    done = len(metrics.read_text().splitlines())
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0, again.stderr
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert len(records) > done > 0
+    assert [r["step"] for r in records if r["stage"] == "prompts"] == list(
+        range(sum(r["stage"] == "prompts" for r in records))
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_named_in_one_line(tmp_path: Path, workers: int) -> None:
+    world = write_block_world(tmp_path / "world")
+    config = tiny_config(world)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+    run = begin_run(config, tmp_path / "run")
+    for picture in (world / "train").rglob("*.jpg"):
+        picture.write_bytes(picture.read_bytes()[:-20])
+    with pytest.raises(DataError) as caught:
+        reid_stage(run).step(0)
+    assert str(caught.value).startswith(str(world))
+    assert len(str(caught.value).splitlines()) == 1

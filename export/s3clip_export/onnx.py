@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from s3clip.model import S3Clip
 from s3clip_export.graphs import Encode, Enhance, Patchify
 from s3clip_runtime.errors import BundleError
-from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, FRAME_SIZE, LR_SIZE, PATCHES, PLATFORMS
+from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, FRAME_SIZE, LR_SIZE, PLATFORMS
 
 OPSET = 18
 """LayerNormalization is one op from 17; JetPack 6's TensorRT reads up to 20."""
@@ -39,7 +39,7 @@ def graph_sources(model: S3Clip) -> list[GraphSource]:
     width = model.visual.config.width
     lr = torch.zeros(batch, *LR_SIZE, 3, dtype=torch.uint8)
     hr = torch.zeros(batch, *FRAME_SIZE, 3, dtype=torch.uint8)
-    tokens = torch.zeros(batch, CLIP_LENGTH, PATCHES, width)
+    tokens = torch.zeros(batch, CLIP_LENGTH, model.visual.config.patches, width)
     platform = torch.arange(batch) % len(PLATFORMS)
     return [
         GraphSource("enhance", Enhance(model), (lr,), ("crops",), ("tokens", "picture")),

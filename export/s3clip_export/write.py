@@ -94,7 +94,7 @@ def _export_graphs(
         created=datetime.now(UTC),
         s3clip_version=version("s3clip"),
         embedding_space=embedding_space(model),
-        contract=Contract.current(width, width + config.visual.out_dim),
+        contract=Contract.current(width, width + config.visual.out_dim, model.visual.config.patches),
         artefacts=tuple(artefacts),
         training={"config": json.loads(config.model_dump_json()), "results": json.loads(json.dumps(results))},
         parity=None,

@@ -69,13 +69,13 @@ class Contract(_Record):
     embedding_dim: PositiveInt
 
     @classmethod
-    def current(cls, token_width: int, embedding_dim: int) -> Contract:
-        """The contract of this runtime for a model of the given widths."""
+    def current(cls, token_width: int, embedding_dim: int, patches: int = spec.PATCHES) -> Contract:
+        """The contract of this runtime for a model of the given widths and patch tokens of a frame."""
         return cls(
             lr_size=spec.LR_SIZE,
             sr_size=spec.SR_SIZE,
             frame_size=spec.FRAME_SIZE,
-            patches=spec.PATCHES,
+            patches=patches,
             clip_length=spec.CLIP_LENGTH,
             pixel_mean=spec.PIXEL_MEAN,
             pixel_std=spec.PIXEL_STD,
@@ -203,7 +203,7 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _check_contract(folder: Path, built: Contract) -> None:
-    current = Contract.current(built.token_width, built.embedding_dim)
+    current = Contract.current(built.token_width, built.embedding_dim, built.patches)
     pairs = {name: (getattr(built, name), getattr(current, name)) for name in Contract.model_fields}
     faults = [f"{name} is {ours!r} here, {its!r} in it" for name, (its, ours) in pairs.items() if its != ours]
     if faults:
