@@ -64,6 +64,7 @@ def dataset(root: Path, epochs: int) -> TripletDataset:
         clip_length=CLIP_LENGTH,
         flip=0.5,
         antialias=True,
+        direct=False,
         seed=0,
     )
 

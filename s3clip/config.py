@@ -61,8 +61,9 @@ class DataSettings(Section):
 class SuperResolutionSettings(Section):
     """SwinIR-S x2 (method.md 1.1)."""
 
-    kind: Literal["swinir", "bicubic", "bilinear"] = "swinir"
-    """The others are baselines: that kernel in the place of the network and of the resize behind it (A21)."""
+    kind: Literal["swinir", "none", "bicubic", "bilinear"] = "swinir"
+    """The others are baselines. `none`: LR crops go straight to 256x128 as HR ones do, and there is no h2l,
+    as in VSLA-CLIP. `bicubic`, `bilinear`: by way of 64x32, with that kernel in the network's place (A21)."""
     embed_dim: PositiveInt = 60
     depths: tuple[PositiveInt, ...] = (6, 6, 6, 6)
     num_heads: tuple[PositiveInt, ...] = (6, 6, 6, 6)

@@ -105,7 +105,7 @@ def embed_tracklets(
     sums: NDArray[np.float32] | None = None
     progress = tqdm(total=total, desc="embed", unit="clip", leave=False)
     with progress, ThreadPoolExecutor(1) as loader:
-        for batch in _load_ahead(_batches(tracklets, clips), loader):
+        for batch in _load_ahead(_batches(tracklets, clips), model.direct, loader):
             if stop is not None and stop.is_set():
                 raise Interrupted(
                     f"stopped after {progress.n} of {total} clips were embedded; nothing was written, "
@@ -124,7 +124,10 @@ def embed_tracklets(
 
 
 class _Batch(NamedTuple):
-    """Clips of one kind: their tracklets' rows, uint8 (B * T, 3, h, w) and platform ids (B,)."""
+    """Clips of one kind: their tracklets' rows, uint8 (B * T, 3, h, w) and platform ids (B,).
+
+    `hr` clips skip super-resolution: all of them for a model that has none.
+    """
 
     rows: list[int]
     pixels: Tensor
@@ -153,11 +156,11 @@ def _batches(tracklets: Sequence[Tracklet], clips: Clips) -> Iterator[_Plan]:
             yield batch
 
 
-def _load_ahead(plans: Iterable[_Plan], loader: ThreadPoolExecutor) -> Iterator[_Batch]:
+def _load_ahead(plans: Iterable[_Plan], direct: bool, loader: ThreadPoolExecutor) -> Iterator[_Batch]:
     """The batches in order; the next one is decoded while the caller works on this one."""
     waiting = None
     for plan in plans:
-        loading = loader.submit(_load, plan)
+        loading = loader.submit(_load, plan, direct)
         if waiting is not None:
             yield waiting.result()
         waiting = loading
@@ -165,9 +168,9 @@ def _load_ahead(plans: Iterable[_Plan], loader: ThreadPoolExecutor) -> Iterator[
         yield waiting.result()
 
 
-def _load(plan: _Plan) -> _Batch:
+def _load(plan: _Plan, direct: bool) -> _Batch:
     crops = [crop for _, tracklet, indices in plan for crop in load_crops(tracklet, indices)]
-    hr = plan[0][1].hr
+    hr = direct or plan[0][1].hr
     return _Batch(
         rows=[row for row, _, _ in plan],
         pixels=hr_tensor(crops) if hr else lr_tensor(crops),

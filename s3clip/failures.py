@@ -72,7 +72,11 @@ class Photographer:
     def show(self, tracklet: Tracklet, frames: Sequence[int]) -> Shown:
         """Chosen frames side by side."""
         crops = load_crops(tracklet, frames)
-        enhanced = None if tracklet.hr else _picture(super_resolved(self._model, crops, self._device))
+        enhanced = (
+            None
+            if tracklet.hr or self._model.direct
+            else _picture(super_resolved(self._model, crops, self._device))
+        )
         native = _picture([resize_bicubic(crop, SR_SIZE) for crop in crops])
         return Shown(tracklet.name, float(heights_of([tracklet])[0]), native, enhanced)
 

@@ -117,12 +117,13 @@ def estimate_bytes(config: TrainConfig, identities: int) -> int:
 
 def _fake_batch(config: TrainConfig) -> MicroBatch:
     count, length = config.reid.identities * config.reid.triplets, config.reid.clip_length
+    frames = torch.zeros(count, length, 3, *FRAME_SIZE, dtype=torch.uint8)
     small = torch.zeros(count, length, 3, *LR_SIZE, dtype=torch.uint8)
     zeros = torch.zeros(count, dtype=torch.int64)
     return MicroBatch(
-        hr=torch.zeros(count, length, 3, *FRAME_SIZE, dtype=torch.uint8),
+        hr=frames,
         h2l=small,
-        lr=small.clone(),
+        lr=frames if config.sr.kind == "none" else small,
         labels=zeros,
         platform_hr=zeros,
         platform_h2l=zeros,

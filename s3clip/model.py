@@ -60,6 +60,7 @@ class S3Clip(nn.Module):
         normalise_first: the joint variant S+I normalises before super-resolution (method.md 7.3).
         clamp: keep super-resolved pictures in [0, 1] outside training (A11).
         kernel: of the resize behind `sr`.
+        direct: there is no `sr`, LR crops are resized to 256x128 before they come here.
     """
 
     mean: Tensor
@@ -73,6 +74,7 @@ class S3Clip(nn.Module):
         normalise_first: bool,
         clamp: bool = False,
         kernel: Kernel = "bicubic",
+        direct: bool = False,
     ) -> None:
         super().__init__()
         self.sr = sr
@@ -80,6 +82,7 @@ class S3Clip(nn.Module):
         self.visual = visual
         self.normalise_first = normalise_first
         self.clamp = clamp
+        self.direct = direct
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 
@@ -146,8 +149,8 @@ def build_model(config: TrainConfig) -> S3Clip:
             zero_init_up=settings.zero_init_up,
         )
     )
-    kernel: Kernel = "bicubic" if config.sr.kind == "swinir" else config.sr.kind
-    sr: nn.Module = Resize(LR_SIZE, SR_SIZE, kernel)
+    kernel: Kernel = "bilinear" if config.sr.kind == "bilinear" else "bicubic"
+    sr: nn.Module = nn.Identity() if config.sr.kind == "none" else Resize(LR_SIZE, SR_SIZE, kernel)
     if config.sr.kind == "swinir":
         sr = SwinIR(
             embed_dim=config.sr.embed_dim,
@@ -161,4 +164,5 @@ def build_model(config: TrainConfig) -> S3Clip:
         normalise_first=config.reid.variant == "joint",
         clamp=config.sr.clamp,
         kernel=kernel,
+        direct=config.sr.kind == "none",
     )

@@ -123,7 +123,7 @@ class Phases:
         self._heads.train()
         self._train_only(self.visual.values())
         with torch.no_grad():
-            _, low = self._super_resolved(torch.cat((batch.lr, batch.h2l)))
+            low = self._low(batch)[1]
         loss = self._reid_loss(torch.cat((low, unit_range(batch.hr))), batch, rng)
         _backward(scalers["visual"], scale * loss.total)
         return _detached(loss._asdict())
@@ -135,7 +135,7 @@ class Phases:
         self._model.train()
         self._heads.train()
         self._train_only([*self.sr, *self.visual.values()])
-        small, low = self._super_resolved(torch.cat((batch.lr, batch.h2l)))
+        small, low = self._low(batch)
         reid = self._reid_loss(torch.cat((low, unit_range(batch.hr))), batch, rng)
         losses: dict[str, Tensor] = {}
         if self.sr:
@@ -173,13 +173,22 @@ class Phases:
 
     def _reid_loss(self, frames: Tensor, batch: MicroBatch, rng: np.random.Generator) -> ReidLoss:
         """L_ReID of natural LR, h2l and HR clips, in this order; erasing comes right before I (A22)."""
-        labels = batch.labels.repeat(3)
-        platform = torch.cat((batch.platform_lr, batch.platform_h2l, batch.platform_hr))
+        platforms = [batch.platform_lr, batch.platform_h2l, batch.platform_hr]
+        if self._model.direct:
+            del platforms[1]
+        platform, labels = torch.cat(platforms), batch.labels.repeat(len(platforms))
         frames = erase_tracklets(frames, self._settings.erasing, self._model.mean, rng)
         with self._precision.encoder():
             features = self._model.features(frames, platform)
         features = Features(*(feature.float() for feature in features))
         return reid_loss(features, self._heads(features), self._text, labels, ReidWeights(), self._entropies)
+
+    def _low(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Natural LR and h2l as `_super_resolved`; without a super-resolver natural LR as it comes."""
+        if self._model.direct:
+            frames = unit_range(batch.lr)
+            return frames, frames
+        return self._super_resolved(torch.cat((batch.lr, batch.h2l)))
 
     def _super_resolved(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, T, 3, 64, 32) to float32 (B, T, 3, 128, 64) and (B, T, 3, 256, 128)."""

@@ -129,6 +129,7 @@ def reid_stage(run: Run) -> ReidStage:
         clip_length=settings.clip_length,
         flip=settings.flip,
         antialias=settings.antialias,
+        direct=networks.model.direct,
         seed=config.seed,
     )
     return ReidStage(
@@ -171,7 +172,7 @@ def _run_stages(run: Run, stop: threading.Event) -> None:
         folder.rewind_metrics()
         if config.reid.epochs:
             print(memory_report(config, len(run.labels)), file=sys.stderr)
-    _prepare_modules(run)
+    prepare_modules(run)
     for name in names[first:]:
         run.world.share(modules.values())
         stage = makers[name]()
@@ -191,7 +192,7 @@ def _run_stages(run: Run, stop: threading.Event) -> None:
         start = 0
 
 
-def _prepare_modules(run: Run) -> None:
+def prepare_modules(run: Run) -> None:
     """Activation checkpoints and compilation, which change how modules run and not what they hold."""
     model, compute = run.networks.model, run.config.compute
     if compute.checkpoint_activations:

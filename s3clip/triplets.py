@@ -23,8 +23,9 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         hr: (B, T, 3, 256, 128).
-        h2l: (B, T, 3, 64, 32), the same frames degraded (A7).
-        lr: (B, T, 3, 64, 32), another tracklet of the identity, natural LR where there is one.
+        h2l: (B, T, 3, 64, 32), the same frames degraded (A7); T = 0 for a model without a super-resolver.
+        lr: (B, T, 3, 64, 32), another tracklet of the identity, natural LR where there is one; 256x128 for
+            a model without a super-resolver.
         labels: int64 (B,).
         platform_hr: int64 (B,) of `hr`.
         platform_h2l: int64 (B,) of `h2l`; equals `platform_hr` where `paired`.
@@ -56,6 +57,7 @@ class TripletDataset(Dataset[MicroBatch]):
         clip_length: frames of a clip.
         flip: probability of mirroring a clip.
         antialias: how HR crops are degraded (A7).
+        direct: for a model without a super-resolver.
         seed: of frames and flips.
 
     Attributes:
@@ -71,8 +73,10 @@ class TripletDataset(Dataset[MicroBatch]):
         clip_length: int,
         flip: float,
         antialias: bool,
+        direct: bool,
         seed: int,
     ) -> None:
+        self._direct = direct
         self._sampler, self._labels = sampler, labels
         self._clip_length, self._flip, self._seed = clip_length, flip, seed
         self._degrade = lr_batch if antialias else aliased_lr_batch
@@ -95,7 +99,8 @@ class TripletDataset(Dataset[MicroBatch]):
         triplets = self.triplets(index)
         shape = (len(triplets), self._clip_length)
         hr = np.empty((*shape, *FRAME_SIZE, 3), np.uint8)
-        h2l, lr = (np.empty((*shape, *LR_SIZE, 3), np.uint8) for _ in range(2))
+        h2l = np.empty((len(triplets), 0 if self._direct else self._clip_length, *LR_SIZE, 3), np.uint8)
+        lr = np.empty((*shape, *(FRAME_SIZE if self._direct else LR_SIZE), 3), np.uint8)
         platforms = [
             self._fill(triplet, rng, *rows) for triplet, *rows in zip(triplets, hr, h2l, lr, strict=True)
         ]
@@ -121,8 +126,12 @@ class TripletDataset(Dataset[MicroBatch]):
         flip_pair, flip_low = rng.random() < self._flip, rng.random() < self._flip
         pair = self._crops(degraded, rng, flip_pair)
         hr_batch(pair if high is not None else self._crops(sharp, rng, flip_pair), out=hr)
-        self._degrade(pair, out=h2l)
-        lr_batch(self._crops(low, rng, flip_low), out=lr)
+        natural = self._crops(low, rng, flip_low)
+        if self._direct:
+            hr_batch(natural, out=lr)
+        else:
+            self._degrade(pair, out=h2l)
+            lr_batch(natural, out=lr)
         return [sharp.platform, degraded.platform, low.platform]
 
     def _crops(self, tracklet: Tracklet, rng: np.random.Generator, flip: bool) -> list[U8]:

@@ -74,6 +74,15 @@ def test_a_batch_is_its_single_items(exported: Path) -> None:
     assert np.abs(whole[0] - whole[2]).max() > 1e-3  # the input matters
 
 
+def test_a_run_without_a_super_resolver_is_refused(tiny_world: Path, tmp_path: Path) -> None:
+    tree = tiny_tree(tiny_world, epochs=1)
+    tree |= {"sr": {"kind": "none"}, "prompts": {"epochs": 0}}
+    train(parse_config(tree, "test"), tmp_path / "run", threading.Event())
+    with pytest.raises(ConfigError, match="needs a super-resolver"):
+        write.export_run(tmp_path / "run", tmp_path / "bundle", data=None, tracklets=4)
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_patches_that_do_not_divide_the_frame_export_too(tmp_path: Path) -> None:
     """ViT-L/14 sees 18 x 9 patches of a frame and not its last rows and columns."""
     tree = tiny_tree(tmp_path)

@@ -10,7 +10,7 @@ import torch
 from tiny_run import begin_run, tiny_config
 
 from s3clip.checkpoint import load_modules
-from s3clip.losses import smoothed_cross_entropy
+from s3clip.losses import ReidWeights, reid_loss, smoothed_cross_entropy
 from s3clip.model import IdentityHeads
 from s3clip.parallel import World
 from s3clip.phases import Phases, visual_parameters
@@ -84,6 +84,23 @@ def test_a_frozen_super_resolver_is_the_second_phase_alone(tiny_world: Path, tmp
     assert all(p.grad is None for p in frozen.model.sr.parameters())
     expected = both.accumulate()
     assert losses == {name: expected[name] for name in losses}
+
+
+@pytest.mark.parametrize("variant", ["two_phase", "joint"])
+def test_the_direct_baseline_sees_natural_clips_only(tiny_world: Path, tmp_path: Path, variant: str) -> None:
+    config = tiny_config(tiny_world, variant=variant, erasing=0.0)
+    config = config.model_copy(update={"sr": config.sr.model_copy(update={"kind": "none"})})
+    run = begin_run(config, tmp_path)
+    stage = reid_stage(run)
+    batch = stage._dataset[0]
+    found = stage._phases.accumulate(batch, 1.0, np.random.default_rng(0), stage.scalers)
+    assert sorted(found) == sorted(stage._phases.loss_names(tdp=True))
+    features = run.networks.model.features(
+        torch.cat((batch.lr, batch.hr)) / 255.0, torch.cat((batch.platform_lr, batch.platform_hr))
+    )
+    text, labels = stage._phases._text, batch.labels.repeat(2)
+    expected = reid_loss(features, run.networks.heads(features), text, labels, ReidWeights())
+    assert found["total"].item() == pytest.approx(expected.total.item(), abs=1e-5)
 
 
 def test_a_step_updates_both_networks_and_nothing_frozen(stage2: Stage2) -> None:

@@ -19,7 +19,12 @@ FRAMES = 4
 
 
 def dataset(
-    tracklets: list[Tracklet], *, flip: float = 0.0, antialias: bool = True, seed: int = 0
+    tracklets: list[Tracklet],
+    *,
+    flip: float = 0.0,
+    antialias: bool = True,
+    direct: bool = False,
+    seed: int = 0,
 ) -> TripletDataset:
     labels = {identity: i for i, identity in enumerate(sorted({t.identity for t in tracklets}))}
     return TripletDataset(
@@ -29,6 +34,7 @@ def dataset(
         clip_length=FRAMES,
         flip=flip,
         antialias=antialias,
+        direct=direct,
         seed=seed,
     )
 
@@ -128,6 +134,14 @@ def test_aliased_degradation_is_torchs_plain_bicubic(tracklets: list[Tracklet]) 
     difference = (batch.h2l[0, 0].double() - expected.clamp(0, 255)).abs()
     assert difference.max() <= 0.51
     assert (batch.h2l[0, 0] != dataset(tracklets)[0].h2l[0, 0]).any()
+
+
+def test_without_a_super_resolver_natural_lr_comes_at_full_size_and_alone(tracklets: list[Tracklet]) -> None:
+    data = dataset(tracklets, direct=True)
+    batch, triplets = data[0], data.triplets(0)
+    assert batch.h2l.shape[1] == 0
+    for row, triplet in enumerate(triplets):
+        assert frame_numbers(pixels(batch.lr[row]), resized_frames(triplet.low[0], (256, 128)))
 
 
 def test_micro_batches_depend_on_seed_and_number_only(tracklets: list[Tracklet]) -> None:

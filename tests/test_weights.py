@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
 
+from s3clip.config import load_config
 from s3clip.model import IdentityHeads
 from s3clip.swinir import SwinIR
 from s3clip.text import PromptLearner, TextEncoder, prompt_token_ids
@@ -200,6 +202,27 @@ def test_vsla_files_of_other_identities_or_with_foreign_keys_are_refused() -> No
     del state["module.prompt_learner.suffix_prompt"]
     with pytest.raises(WeightsError, match=r"missing: suffix_prompt"):
         load_vsla(vsla_modules(5), state, "file")
+
+
+@pytest.mark.parametrize("name", ["detreidx", "detreidx-vit-l"])
+def test_configurations_have_the_shape_of_their_clip(name: str) -> None:
+    """Against open_clip's own table: a wrong number would only show when the weights are loaded."""
+    config = load_config(Path(__file__).parents[1] / "configs" / f"{name}.toml")
+    clip = open_clip.get_model_config(config.clip.architecture)
+    vision, text = clip["vision_cfg"], clip["text_cfg"]
+    visual = config.visual
+    assert (visual.width, visual.layers, visual.patch, visual.out_dim) == (
+        vision["width"],
+        vision["layers"],
+        vision["patch_size"],
+        clip["embed_dim"],
+    )
+    assert visual.heads == vision["width"] // 64  # open_clip's default head width
+    assert (config.text.width, config.text.layers, config.text.heads) == (
+        text["width"],
+        text["layers"],
+        text["heads"],
+    )
 
 
 def test_vit_l_14_has_18_by_9_patches_and_takes_clips_table() -> None:

@@ -20,7 +20,7 @@ from s3clip.datasets.catalog import protocol_tracklets, read_protocols
 from s3clip.model import S3Clip
 from s3clip_export.onnx import OPSET, export_graph, graph_sources
 from s3clip_export.verify import broken_bounds, choose_tracklets, measure_parity
-from s3clip_runtime.errors import BundleError
+from s3clip_runtime.errors import BundleError, ConfigError
 from s3clip_runtime.inference.bundle import (
     Artefact,
     Bundle,
@@ -43,11 +43,17 @@ def export_run(run: Path, out: Path, *, data: Path | None, tracklets: int) -> Pa
         tracklets: how many tracklets the parity is measured on.
 
     Raises:
+        ConfigError: the run has no super-resolver.
         BundleError: `out` exists, a graph breaks the contract, or the parity misses a bound.
     """
     if out.exists():
         raise BundleError(f"bundle {out}: exists already; choose another folder or delete it")
     config, model, results = read_run(run)
+    if model.direct:
+        raise ConfigError(
+            f"run {run}: sr.kind is none, and a bundle needs a super-resolver for LR crops; "
+            "export a run with another sr.kind"
+        )
     settings = (
         config.data if data is None else config.data.model_copy(update={"root": data, "synthetic": None})
     )
