@@ -53,8 +53,9 @@ people, a tiny model, unseen identities. It shows whether the recipe works here,
 `baseline` has a bicubic x2 in the place of SwinIR; `direct` leaves out the way by 64x32 and all synthetic LR,
 as VSLA-CLIP does; `frozen_sr` has a pretrained SwinIR that stays as it is; `joint` is the paper's S+I;
 `two_phase` its main variant; the last two leave one of its losses out. Stage 2 starts from the same weights
-and prompts, draws the same batches and takes the same number of steps in all of them. Metrics are averaged per query over the seeds; brackets are 95 % bootstrap intervals over queries, ± is
-the standard deviation over seeds; p-values are of a sign-flip test and not corrected for their number.
+and prompts, draws the same batches and takes the same number of steps in all of them. Metrics are averaged
+per query over the seeds; brackets are 95 % bootstrap intervals over queries, ± is the standard deviation over
+seeds; p-values are of a sign-flip test and not corrected for their number.
 """
 
 Values = NDArray[np.float64]
