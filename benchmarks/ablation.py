@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import cpu_name
 from s3clip.checkpoint import read_run
-from s3clip.compare import read_evaluation
 from s3clip.config import TrainConfig, load_config
 from s3clip.datasets.catalog import read_train
-from s3clip.evaluate import EvaluationSettings
-from s3clip.evaluate_run import evaluate_run
-from s3clip.figures import bucket_name, height_buckets
-from s3clip.swinir import SwinIR
+from s3clip.evaluation.command import evaluate_run
+from s3clip.evaluation.compare import read_evaluation
+from s3clip.evaluation.evaluate import EvaluationSettings
+from s3clip.evaluation.figures import bucket_name, height_buckets
+from s3clip.models.swinir import SwinIR
 from s3clip.train import train
 from s3clip.watch import SuperResolutionWatch
 from s3clip_runtime.inference.ranking import bootstrap_interval, paired_bootstrap, sign_flip_p_value

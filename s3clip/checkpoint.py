@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from s3clip.board import Board
 from s3clip.config import TrainConfig, parse_config
-from s3clip.model import S3Clip, build_model
-from s3clip.weights import load_strict
+from s3clip.models.model import S3Clip, build_model
+from s3clip.models.weights import load_strict
 from s3clip_runtime.errors import ConfigError, SinkError
 
 CONFIG = "config.json"
@@ -126,6 +126,23 @@ class RunFolder:
     def _metrics_bytes(self) -> int:
         file = self.path / METRICS
         return file.stat().st_size if file.exists() else 0
+
+    def save_model(self, model: nn.Module) -> None:
+        """Write the final weights, atomically.
+
+        Raises:
+            SinkError: they cannot be written.
+        """
+        part = self.path / (MODEL + ".part")
+        try:
+            save_file({key: value.contiguous() for key, value in model.state_dict().items()}, part)
+            _sync(part)
+            part.replace(self.path / MODEL)
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            raise SinkError(
+                f"{self.path / MODEL}: could not be written ({error}); {self._resume_hint()}"
+            ) from error
 
     def position(self) -> tuple[str, int] | None:
         """(stage, finished steps) of the last checkpoint, or None for a new run."""
@@ -239,6 +256,11 @@ def read_config(run: Path) -> TrainConfig:
     return parse_config(cast(dict[str, Any], json.loads(file.read_text("utf-8"))), str(file))
 
 
+def read_origins(run: Path) -> dict[str, str]:
+    """SHA-256 of every file that the run's starting weights came from, by its path."""
+    return cast(dict[str, str], json.loads((run / ORIGINS).read_text("utf-8")))
+
+
 def read_run(path: Path) -> tuple[TrainConfig, S3Clip, dict[str, Any]]:
     """Configuration, trained model (in eval mode, without gradients) and results of a finished run.
 
@@ -246,7 +268,7 @@ def read_run(path: Path) -> tuple[TrainConfig, S3Clip, dict[str, Any]]:
         ConfigError: no run there, or it is not finished.
         WeightsError: its weights do not fit its configuration.
     """
-    for name in (CONFIG, MODEL, RESULTS):
+    for name in (CONFIG, ORIGINS, MODEL, RESULTS):
         if not (path / name).exists():
             raise ConfigError(
                 f"run {path}: {name} is missing; finish it with s3clip-train CONFIG --out {path}"

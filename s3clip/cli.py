@@ -74,9 +74,9 @@ def evaluate_command(
 ) -> None:
     """Measure a finished RUN: evaluation.json, queries.npz for `compare`, and the page index.html."""
     with needs_extra("train"):
-        from s3clip.evaluate import EvaluationSettings
-        from s3clip.evaluate_run import evaluate_run, report_table
-        from s3clip.rerank import RerankSettings
+        from s3clip.evaluation.command import evaluate_run, report_table
+        from s3clip.evaluation.evaluate import EvaluationSettings
+        from s3clip.evaluation.rerank import RerankSettings
 
     settings = EvaluationSettings(device, clips, RerankSettings() if reranking else None, pairs)
     folder = out or run_folder / "evaluation"
@@ -92,7 +92,7 @@ def evaluate_command(
 def compare_command(first: Path, second: Path) -> None:
     """RUN_A minus RUN_B over the same queries, with intervals and p-values. Both must be evaluated."""
     with needs_extra("train"):
-        from s3clip.compare import compare, comparison_table, describe, read_evaluation
+        from s3clip.evaluation.compare import compare, comparison_table, describe, read_evaluation
 
     a, b = read_evaluation(first), read_evaluation(second)
     rows = compare(a, b)

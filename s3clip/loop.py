@@ -95,7 +95,8 @@ def run_stage(
                 f"stage {stage.name}, step {index}: {bad} is not finite ({stage.describe(index)}); "
                 f"{run.path} keeps its last good checkpoint; lower the learning rate or check these pictures"
             )
-        progress.set_postfix({key: f"{value:.3g}" for key, value in list(metrics.items())[:4]})
+        shown = {key: f"{value:.3g}" for key, value in list(metrics.items())[:4]}
+        progress.set_postfix(shown, refresh=False)
         stopping = world.any(stop.is_set())
         if world.main:
             run.log({"stage": stage.name, "step": index, **metrics})

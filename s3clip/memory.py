@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from s3clip.config import TrainConfig
-from s3clip.model import IdentityHeads, S3Clip, build_model
+from s3clip.models.model import IdentityHeads, S3Clip, build_model
+from s3clip.models.swinir import SwinIR
 from s3clip.phases import Phases
 from s3clip.precision import Precision
-from s3clip.swinir import SwinIR
 from s3clip.triplets import MicroBatch
 from s3clip_runtime.inference.spec import FRAME_SIZE, LR_SIZE
 

@@ -10,13 +10,11 @@ from torch import nn
 
 from s3clip.checkpoint import load_modules, read_config
 from s3clip.config import TrainConfig
-from s3clip.model import IdentityHeads, S3Clip, build_model
-from s3clip.phases import CLASSIFIERS
-from s3clip.smoothing import OnlineSmoothing
-from s3clip.swinir import SwinIR
-from s3clip.text import CONTEXT_LENGTH, PromptLearner, TextEncoder
-from s3clip.vit import sine_positions
-from s3clip.weights import (
+from s3clip.models.model import IdentityHeads, S3Clip, build_model
+from s3clip.models.swinir import SwinIR
+from s3clip.models.text import CONTEXT_LENGTH, PromptLearner, TextEncoder
+from s3clip.models.vit import sine_positions
+from s3clip.models.weights import (
     clip_file,
     is_vsla,
     load_clip,
@@ -25,6 +23,8 @@ from s3clip.weights import (
     read_state,
     swinir_file,
 )
+from s3clip.phases import CLASSIFIERS
+from s3clip.smoothing import OnlineSmoothing
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.bundle import sha256_file
 

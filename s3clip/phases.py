@@ -24,13 +24,13 @@ from s3clip.losses import (
     tdp_loss,
     temporal_loss,
 )
-from s3clip.model import IdentityHeads, S3Clip
+from s3clip.models.model import IdentityHeads, S3Clip
+from s3clip.models.resize import Resize
+from s3clip.models.vit import Features, is_adapter_parameter
 from s3clip.precision import Precision
-from s3clip.resize import Resize
 from s3clip.smoothing import OnlineSmoothing
 from s3clip.transforms import erase_tracklets
 from s3clip.triplets import MicroBatch
-from s3clip.vit import Features, is_adapter_parameter
 from s3clip_runtime.inference.spec import FRAME_SIZE, SR_SIZE
 
 FROZEN_HEAD_PARAMETERS = frozenset({"bottleneck.bias", "bottleneck_proj.bias"})

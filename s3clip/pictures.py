@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from s3clip.clips import U8, lr_tensor, unit_range
-from s3clip.model import S3Clip
+from s3clip.models.model import S3Clip
 
 GAP = 2
 """White pixels between the pictures of a strip."""

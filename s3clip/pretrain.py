@@ -18,9 +18,9 @@ from s3clip.config import PretrainSettings
 from s3clip.datasets import Tracklet
 from s3clip.loop import step_seed
 from s3clip.losses import smoothed_cross_entropy, supcon
-from s3clip.model import IdentityHeads, S3Clip
+from s3clip.models.model import IdentityHeads, S3Clip
+from s3clip.models.vit import is_adapter_parameter
 from s3clip.transforms import jitter_colours, shift_pictures
-from s3clip.vit import is_adapter_parameter
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.preprocess import resize_bicubic
 from s3clip_runtime.inference.spec import SR_SIZE

@@ -12,11 +12,11 @@ from s3clip.clips import hr_tensor, load_crops, unit_range
 from s3clip.config import PromptStageSettings
 from s3clip.datasets import Tracklet
 from s3clip.losses import supcon
-from s3clip.model import S3Clip
+from s3clip.models.model import S3Clip
+from s3clip.models.text import PromptLearner, TextEncoder
 from s3clip.parallel import World
 from s3clip.precision import Precision
 from s3clip.schedules import stage1_lr
-from s3clip.text import PromptLearner, TextEncoder
 from s3clip_runtime.inference.clips import spread_indices
 
 

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from s3clip import prompts as prompt_stage
 from s3clip.batching import TripletSampler
-from s3clip.checkpoint import MODEL, ORIGINS, RESULTS, STRIPS, RunFolder, write_atomic
+from s3clip.checkpoint import ORIGINS, RESULTS, STRIPS, RunFolder, write_atomic
 from s3clip.config import TrainConfig
 from s3clip.datasets import Tracklet
 from s3clip.datasets.catalog import read_protocols, read_train
-from s3clip.evaluate import evaluate
-from s3clip.figures import ProtocolResult, results_table
+from s3clip.evaluation.evaluate import evaluate
+from s3clip.evaluation.figures import ProtocolResult, results_table
 from s3clip.loop import Stage, run_stage
 from s3clip.memory import checkpoint_activations, memory_report
+from s3clip.models.swinir import SwinIR
 from s3clip.networks import Networks, build_networks
 from s3clip.parallel import World, join_world
 from s3clip.phases import Phases
@@ -30,7 +30,6 @@ from s3clip.precision import Precision
 from s3clip.pretrain import SuperResolutionPretraining, VisualPretraining
 from s3clip.prompts import PromptStage
 from s3clip.reid import ReidStage
-from s3clip.swinir import SwinIR
 from s3clip.triplets import TripletDataset
 from s3clip.watch import SuperResolutionWatch
 
@@ -73,13 +72,12 @@ def train(config: TrainConfig, out: Path, stop: threading.Event) -> dict[str, Pr
         with closing(folder):
             for module in networks.modules().values():
                 module.to(device)
-            if world.main:
+            if world.main and not (out / ORIGINS).exists():
                 write_atomic(out / ORIGINS, json.dumps(networks.origins, indent=2) + "\n")
             _run_stages(Run(config, folder, networks, tracklets, world, device), stop)
     if not world.main:
         return {}
-    save_file({k: v.contiguous() for k, v in networks.model.state_dict().items()}, out / (MODEL + ".part"))
-    (out / (MODEL + ".part")).replace(out / MODEL)
+    folder.save_model(networks.model)
     results = evaluate(networks.model, read_protocols(config.data), device=device, stop=stop)
     write_atomic(out / RESULTS, json.dumps(results, indent=2))
     print(results_table(results))

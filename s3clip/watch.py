@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from s3clip.clips import U8, load_crops
 from s3clip.datasets import Tracklet
-from s3clip.model import S3Clip
+from s3clip.models.model import S3Clip
 from s3clip.pictures import GAP, side_by_side, super_resolved
 from s3clip_runtime.inference.preprocess import resize_bicubic
 from s3clip_runtime.inference.spec import LR_SIZE, SR_SIZE

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from tiny_run import tiny_tree
 from worlds import write_block_world
 
-from s3clip import evaluate as evaluate_module
 from s3clip.clips import hr_tensor, load_crops, lr_tensor, unit_range
 from s3clip.config import DataSettings, parse_config
 from s3clip.datasets import Protocol, Tracklet, cross_view_protocols
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
-from s3clip.evaluate import (
+from s3clip.evaluation import evaluate as evaluate_module
+from s3clip.evaluation.evaluate import (
     RankedProtocol,
     embed_tracklets,
     evaluate,
@@ -26,11 +26,11 @@ from s3clip.evaluate import (
     rank_protocol,
     ranked,
 )
-from s3clip.figures import height_buckets, heights_of, overall, protocol_result, results_table
+from s3clip.evaluation.figures import height_buckets, heights_of, overall, protocol_result, results_table
+from s3clip.evaluation.rerank import RerankSettings, rerank
+from s3clip.evaluation.submission import SubmissionWriter, challenge_cases
 from s3clip.loop import Interrupted
-from s3clip.model import S3Clip, build_model
-from s3clip.rerank import RerankSettings, rerank
-from s3clip.submission import SubmissionWriter, challenge_cases
+from s3clip.models.model import S3Clip, build_model
 from s3clip_runtime.errors import ConfigError, DataError
 from s3clip_runtime.inference.clips import consecutive_indices, spread_indices
 from s3clip_runtime.inference.ranking import bootstrap_interval, cosine_distance, evaluate_ranking

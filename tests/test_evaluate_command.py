@@ -19,11 +19,11 @@ from worlds import write_block_world
 
 from s3clip.checkpoint import read_run
 from s3clip.cli import main
-from s3clip.compare import Comparison, compare, comparison_table, read_evaluation
 from s3clip.config import parse_config
 from s3clip.datasets import Protocol
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
-from s3clip.page import render_page
+from s3clip.evaluation.compare import Comparison, compare, comparison_table, read_evaluation
+from s3clip.evaluation.page import render_page
 from s3clip.train import train
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.clips import spread_indices

@@ -15,8 +15,8 @@ from tiny_run import tiny_tree
 from s3clip.checkpoint import read_run
 from s3clip.config import DataSettings, parse_config
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
-from s3clip.evaluate import embed_tracklets
-from s3clip.model import S3Clip, build_model
+from s3clip.evaluation.evaluate import embed_tracklets
+from s3clip.models.model import S3Clip, build_model
 from s3clip.train import train
 from s3clip_export import write
 from s3clip_export.onnx import export_graph, graph_problems, graph_sources

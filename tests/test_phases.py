@@ -11,7 +11,8 @@ from tiny_run import begin_run, tiny_config
 
 from s3clip.checkpoint import load_modules
 from s3clip.losses import ReidWeights, reid_loss, smoothed_cross_entropy
-from s3clip.model import IdentityHeads
+from s3clip.models.model import IdentityHeads
+from s3clip.models.vit import Features
 from s3clip.parallel import World
 from s3clip.phases import Phases, visual_parameters
 from s3clip.precision import Precision
@@ -19,7 +20,6 @@ from s3clip.reid import ReidStage
 from s3clip.smoothing import OnlineSmoothing
 from s3clip.train import reid_stage
 from s3clip.triplets import MicroBatch
-from s3clip.vit import Features
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from s3clip.rerank import RerankSettings, estimate_bytes, rerank
+from s3clip.evaluation.rerank import RerankSettings, estimate_bytes, rerank
 from s3clip_runtime.errors import ConfigError, DataError
 from s3clip_runtime.inference.ranking import cosine_distance
 
@@ -84,8 +84,8 @@ class DenseReranking:
     ],
 )
 def test_sparse_re_ranking_is_the_papers(settings: RerankSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3clip.rerank.ROWS_AT_ONCE", 7)
-    monkeypatch.setattr("s3clip.rerank.PAIRS_AT_ONCE", 11)
+    monkeypatch.setattr("s3clip.evaluation.rerank.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("s3clip.evaluation.rerank.PAIRS_AT_ONCE", 11)
     query, gallery = people(20, 0), people(40, 1)
     found = rerank(query, gallery, settings)
     assert found.dtype == np.float32

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from s3clip.resize import Resize, resize_matrix
+from s3clip.models.resize import Resize, resize_matrix
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.preprocess import resize_bicubic
 

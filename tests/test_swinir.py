@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from s3clip.swinir import DropPath, SwinIR, relative_position_index, shift_mask
-from s3clip.weights import load_official
+from s3clip.models.swinir import DropPath, SwinIR, relative_position_index, shift_mask
+from s3clip.models.weights import load_official
 from s3clip_runtime.errors import ConfigError, WeightsError
 
 GOLDEN = Path(__file__).parent / "golden"

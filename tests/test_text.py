@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from s3clip.text import PromptLearner, TextEncoder, prompt_token_ids
+from s3clip.models.text import PromptLearner, TextEncoder, prompt_token_ids
 from s3clip_runtime.errors import ConfigError
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "vsla_text_tiny.npz")

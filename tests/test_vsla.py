@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s3clip.vit import (
+from s3clip.models.vit import (
     Features,
     VisualConfig,
     VisualEncoder,

@@ -11,11 +11,11 @@ import torch
 from open_clip.model import CLIP
 
 from s3clip.config import load_config
-from s3clip.model import IdentityHeads
-from s3clip.swinir import SwinIR
-from s3clip.text import PromptLearner, TextEncoder, prompt_token_ids
-from s3clip.vit import VisualConfig, VisualEncoder, resize_position_embedding, sine_positions
-from s3clip.weights import (
+from s3clip.models.model import IdentityHeads
+from s3clip.models.swinir import SwinIR
+from s3clip.models.text import PromptLearner, TextEncoder, prompt_token_ids
+from s3clip.models.vit import VisualConfig, VisualEncoder, resize_position_embedding, sine_positions
+from s3clip.models.weights import (
     clip_file,
     is_vsla,
     load_clip,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from s3clip.clips import unit_range
-from s3clip.model import S3Clip, embedding
+from s3clip.models.model import S3Clip, embedding
 
 
 class Enhance(nn.Module):

@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from s3clip.model import S3Clip
+from s3clip.models.model import S3Clip
 from s3clip_export.graphs import Encode, Enhance, Patchify
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, FRAME_SIZE, LR_SIZE, PLATFORMS

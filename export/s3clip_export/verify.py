@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from s3clip.clips import load_crops
 from s3clip.datasets import Tracklet
-from s3clip.evaluate import embed_tracklets
-from s3clip.model import S3Clip
+from s3clip.evaluation.evaluate import embed_tracklets
+from s3clip.models.model import S3Clip
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.bundle import Bundle, Parity
 from s3clip_runtime.inference.clips import Clip, spread_indices

@@ -14,10 +14,9 @@ from typing import get_args
 import torch
 from tqdm import tqdm
 
-from s3clip.checkpoint import read_run
-from s3clip.config import TrainConfig
+from s3clip.checkpoint import read_origins, read_run
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
-from s3clip.model import S3Clip
+from s3clip.models.model import S3Clip
 from s3clip_export.onnx import OPSET, export_graph, graph_sources
 from s3clip_export.verify import broken_bounds, choose_tracklets, measure_parity
 from s3clip_runtime.errors import BundleError, ConfigError
@@ -61,7 +60,12 @@ def export_run(run: Path, out: Path, *, data: Path | None, tracklets: int) -> Pa
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
-        manifest = _export_graphs(model, config, staging, name=out.name, results=results)
+        training = {
+            "config": json.loads(config.model_dump_json()),
+            "weights_sha256": sorted(read_origins(run).values()),  # without paths: they are the trainer's own
+            "results": results,
+        }
+        manifest = _export_graphs(model, staging, name=out.name, training=training)
         parity = measure_parity(model, Bundle(staging, manifest), chosen)
         problems = broken_bounds(parity)
         if problems:
@@ -76,9 +80,7 @@ def export_run(run: Path, out: Path, *, data: Path | None, tracklets: int) -> Pa
     return parity
 
 
-def _export_graphs(
-    model: S3Clip, config: TrainConfig, folder: Path, *, name: str, results: dict[str, object]
-) -> Manifest:
+def _export_graphs(model: S3Clip, folder: Path, *, name: str, training: dict[str, object]) -> Manifest:
     artefacts = []
     for source in tqdm(graph_sources(model), desc="export", unit="graph"):
         path = folder / f"{source.role}.onnx"
@@ -94,15 +96,15 @@ def _export_graphs(
                 bytes=path.stat().st_size,
             )
         )
-    width = config.visual.width
+    width, out_dim = model.visual.config.width, model.visual.config.out_dim
     return Manifest(
         name=name,
         created=datetime.now(UTC),
         s3clip_version=version("s3clip"),
         embedding_space=embedding_space(model),
-        contract=Contract.current(width, width + config.visual.out_dim, model.visual.config.patches),
+        contract=Contract.current(width, width + out_dim, model.visual.config.patches),
         artefacts=tuple(artefacts),
-        training={"config": json.loads(config.model_dump_json()), "results": json.loads(json.dumps(results))},
+        training=training,
         parity=None,
     )
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from s3clip.clips import load_crops
 from s3clip.datasets import Tracklet
-from s3clip.evaluate import RankedProtocol
-from s3clip.figures import heights_of
-from s3clip.model import S3Clip
+from s3clip.evaluation.evaluate import RankedProtocol
+from s3clip.evaluation.figures import heights_of
+from s3clip.models.model import S3Clip
 from s3clip.pictures import side_by_side, super_resolved
 from s3clip_runtime.inference.clips import spread_indices
 from s3clip_runtime.inference.preprocess import resize_bicubic

@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from s3clip.swinir import DERIVED_KEYS, SwinIR
-from s3clip.text import TextEncoder, prompt_token_ids
-from s3clip.vit import VisualEncoder, is_adapter_parameter, resize_position_embedding
+from s3clip.models.swinir import DERIVED_KEYS, SwinIR
+from s3clip.models.text import TextEncoder, prompt_token_ids
+from s3clip.models.vit import VisualEncoder, is_adapter_parameter, resize_position_embedding
 from s3clip_runtime.errors import WeightsError
 
 TEXT_KEYS = ("transformer.", "ln_final.", "positional_embedding", "text_projection")

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from s3clip.clips import hr_tensor, load_crops, lr_tensor, unit_range
 from s3clip.datasets import Protocol, Tracklet
 from s3clip.datasets.catalog import protocol_tracklets
-from s3clip.figures import ProtocolResult, protocol_result
+from s3clip.evaluation.figures import ProtocolResult, protocol_result
+from s3clip.evaluation.rerank import RerankSettings, rerank
 from s3clip.loop import Interrupted
-from s3clip.model import S3Clip
-from s3clip.rerank import RerankSettings, rerank
+from s3clip.models.model import S3Clip
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.clips import consecutive_indices, spread_indices
 from s3clip_runtime.inference.ranking import (

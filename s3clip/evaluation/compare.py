@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip.datasets import Tracklet
-from s3clip.figures import bucket_name, height_buckets, heights_of
+from s3clip.evaluation.figures import bucket_name, height_buckets, heights_of
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.ranking import (
     PairedDifference,

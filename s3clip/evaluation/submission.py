@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 
 from s3clip.datasets import Protocol, Tracklet
-from s3clip.evaluate import RankedProtocol
+from s3clip.evaluation.evaluate import RankedProtocol
 from s3clip_runtime.errors import DataError
 
 COLUMNS = ("row_id", "case", "query_tracklet", "ranked_gallery_tracklets")

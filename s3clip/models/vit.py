@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3clip.adapters import CrossFrameAdapter, IntraFrameAdapter, self_attention
+from s3clip.models.adapters import CrossFrameAdapter, IntraFrameAdapter, self_attention
 from s3clip_runtime.errors import ConfigError, WeightsError
 from s3clip_runtime.inference.spec import FRAME_SIZE, PATCH_SIZE, PLATFORMS
 

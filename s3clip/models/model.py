@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from s3clip.config import TrainConfig
-from s3clip.resize import Kernel, Resize
-from s3clip.swinir import SwinIR
-from s3clip.vit import Features, TokenFeatures, VisualConfig, VisualEncoder
+from s3clip.models.resize import Kernel, Resize
+from s3clip.models.swinir import SwinIR
+from s3clip.models.vit import Features, TokenFeatures, VisualConfig, VisualEncoder
 from s3clip_runtime.inference.spec import FRAME_SIZE, LR_SIZE, PIXEL_MEAN, PIXEL_STD, PLATFORMS, SR_SIZE
 
 

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from s3clip.figures import Metric, ProtocolResult, bucket_name
+from s3clip.evaluation.figures import Metric, ProtocolResult, bucket_name
 
 RANKS_SHOWN = 20
 """Ranks of the CMC plot: beyond them it is nearly level."""

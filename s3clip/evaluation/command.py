@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from s3clip.checkpoint import CONFIG, MODEL, read_run, write_atomic
-from s3clip.compare import EVALUATION, QUERIES, query_values, write_queries
 from s3clip.config import DataSettings
 from s3clip.datasets import Tracklet
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
-from s3clip.evaluate import EvaluationSettings, embed_tracklets, pair_protocols, ranked
-from s3clip.failures import Photographer, worst_failures
-from s3clip.figures import overall, protocol_result, results_table
-from s3clip.page import render_page
+from s3clip.evaluation.compare import EVALUATION, QUERIES, query_values, write_queries
+from s3clip.evaluation.evaluate import EvaluationSettings, embed_tracklets, pair_protocols, ranked
+from s3clip.evaluation.failures import Photographer, worst_failures
+from s3clip.evaluation.figures import overall, protocol_result, results_table
+from s3clip.evaluation.page import render_page
+from s3clip.evaluation.submission import SubmissionWriter, challenge_cases
 from s3clip.parallel import check_device
-from s3clip.submission import SubmissionWriter, challenge_cases
 from s3clip.synthetic.world import MARKER
 from s3clip_runtime.inference.bundle import sha256_file
 

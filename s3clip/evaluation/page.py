@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from s3clip.failures import Failure
-from s3clip.figures import bucket_name
-from s3clip.plots import cmc_plot, height_plot
+from s3clip.evaluation.failures import Failure
+from s3clip.evaluation.figures import bucket_name
+from s3clip.evaluation.plots import cmc_plot, height_plot
 from s3clip_runtime.inference.spec import CLIP_LENGTH
 
 TEMPLATE = "page.html.j2"
@@ -29,7 +29,7 @@ def render_page(report: Mapping[str, Any], failures: Mapping[str, list[Failure]]
     )
     environment.filters |= {"percent": _percent}
     environment.globals |= {"bucket_name": bucket_name, "clip_length": CLIP_LENGTH}
-    template = environment.from_string(files("s3clip").joinpath(TEMPLATE).read_text("utf-8"))
+    template = environment.from_string(files("s3clip.evaluation").joinpath(TEMPLATE).read_text("utf-8"))
     results = report["protocols"]
     return template.render(
         report=report, failures=failures, cmc=cmc_plot(results), heights=height_plot(results)

@@ -1,0 +1,1 @@
+"""The networks: super-resolver, encoder, text side, and the readers of public weights."""
