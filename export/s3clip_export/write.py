@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from pydantic import JsonValue
 from tqdm import tqdm
 
 from s3clip.checkpoint import read_origins, read_run
@@ -60,7 +61,7 @@ def export_run(run: Path, out: Path, *, data: Path | None, tracklets: int) -> Pa
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
-        training = {
+        training: dict[str, JsonValue] = {
             "config": json.loads(config.model_dump_json()),
             "weights_sha256": sorted(read_origins(run).values()),  # without paths: they are the trainer's own
             "results": results,
@@ -80,7 +81,7 @@ def export_run(run: Path, out: Path, *, data: Path | None, tracklets: int) -> Pa
     return parity
 
 
-def _export_graphs(model: S3Clip, folder: Path, *, name: str, training: dict[str, object]) -> Manifest:
+def _export_graphs(model: S3Clip, folder: Path, *, name: str, training: dict[str, JsonValue]) -> Manifest:
     artefacts = []
     for source in tqdm(graph_sources(model), desc="export", unit="graph"):
         path = folder / f"{source.role}.onnx"
