@@ -9,7 +9,7 @@ import tempfile
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from pydantic import JsonValue
@@ -63,7 +63,9 @@ def export_run(run: Path, out: Path, *, data: Path | None, tracklets: int) -> Pa
     try:
         training: dict[str, JsonValue] = {
             "config": json.loads(config.model_dump_json()),
-            "weights_sha256": sorted(read_origins(run).values()),  # without paths: they are the trainer's own
+            "weights_sha256": cast(
+                JsonValue, sorted(read_origins(run).values())
+            ),  # without paths: they are the trainer's own
             "results": results,
         }
         manifest = _export_graphs(model, staging, name=out.name, training=training)
