@@ -60,6 +60,13 @@ def run(config: Path, out: Path | None, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--pair", "pairs", multiple=True, metavar="CAM:CAM", help="Also from camera to camera; may be repeated."
 )
+@click.option(
+    "--hr-rule",
+    type=click.Choice(["tracklet", "frame"]),
+    default="tracklet",
+    show_default=True,
+    help="What skips super-resolution: the frames of an HR tracklet, or each HR frame.",
+)
 @click.option("--csv", is_flag=True, help="Also write the VReID-XFD challenge's submission.csv.")
 @click.option("--device", help="PyTorch device; default the run's own.")
 def evaluate_command(
@@ -69,6 +76,7 @@ def evaluate_command(
     clips: Literal["one", "all"],
     reranking: bool,
     pairs: tuple[str, ...],
+    hr_rule: Literal["tracklet", "frame"],
     csv: bool,
     device: str | None,
 ) -> None:
@@ -78,7 +86,7 @@ def evaluate_command(
         from s3clip.evaluation.evaluate import EvaluationSettings
         from s3clip.evaluation.rerank import RerankSettings
 
-    settings = EvaluationSettings(device, clips, RerankSettings() if reranking else None, pairs)
+    settings = EvaluationSettings(device, clips, RerankSettings() if reranking else None, pairs, hr_rule)
     folder = out or run_folder / "evaluation"
     with stop_on_signals("nothing will be written") as stop:
         report = evaluate_run(run_folder, folder, settings, data=data, csv=csv, stop=stop)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from tiny_run import tiny_tree
 from worlds import write_block_world
 
@@ -68,6 +69,31 @@ def test_consecutive_clips_hold_every_frame_once_and_repeat_the_last(count: int)
     assert len(frames) - count < 8
 
 
+def test_each_frame_may_decide_by_itself(model: S3Clip, tmp_path: Path) -> None:
+    """A8's option, against one frame after the other."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    sizes = [(150, 70), (40, 20)] * 4
+    for number, size in enumerate(sizes):
+        noise = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.jpg")
+    files = tuple(f"{number}.jpg" for number in range(len(sizes)))
+    mixed = Tracklet("mixed", 0, "c", 1, folder, files, tuple(sizes))
+    frames = []
+    for index, size in enumerate(sizes):
+        crop = load_crops(mixed, [index])
+        with torch.no_grad():
+            small = model.enhance(unit_range(lr_tensor(crop)))
+        frames.append(unit_range(hr_tensor(crop)) if size[0] >= 128 else small)
+    with torch.no_grad():
+        expected = model(torch.cat(frames)[None], torch.tensor([1])).numpy()
+    np.testing.assert_allclose(
+        embed_tracklets(model, [mixed], device="cpu", hr_rule="frame"), expected, atol=1e-5
+    )
+    assert mixed.hr
+    assert np.abs(embed_tracklets(model, [mixed], device="cpu") - expected).max() > 1e-4
+
+
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_batches_embed_like_single_tracklets(
     model: S3Clip, tracklets: list[Tracklet], batch: int, monkeypatch: pytest.MonkeyPatch
@@ -105,7 +131,7 @@ def test_a_stop_ends_the_embedding_before_the_next_batch(
 
 
 def test_results_are_those_of_the_ranking(model: S3Clip, tracklets: list[Tracklet]) -> None:
-    protocols = cross_view_protocols(tracklets)
+    protocols = cross_view_protocols(tracklets, Path())
     results = evaluate(model, protocols, device="cpu")
     vectors = vectors_of(tracklets, embed_tracklets(model, tracklets, device="cpu"))
     for protocol in protocols:

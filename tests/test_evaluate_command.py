@@ -99,7 +99,13 @@ def test_evaluation_is_what_a_hand_computes_from_the_embeddings(
     assert report["overall"]["map"]["mean"] == pytest.approx(
         np.mean([row["map"]["value"] for row in results.values()])
     )
-    assert report["settings"] == {"device": "cpu", "clips": "one", "rerank": None, "pairs": [PAIR]}
+    assert report["settings"] == {
+        "device": "cpu",
+        "clips": "one",
+        "rerank": None,
+        "pairs": [PAIR],
+        "hr_rule": "tracklet",
+    }
     assert report["synthetic"] is False
 
 

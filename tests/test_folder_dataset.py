@@ -131,7 +131,8 @@ def test_three_protocols() -> None:
         tracklet(2, 0, "g2", "ground"),
     ]
     protocols = {
-        p.name: ([t.name for t in p.query], [t.name for t in p.gallery]) for p in cross_view_protocols(split)
+        p.name: ([t.name for t in p.query], [t.name for t in p.gallery])
+        for p in cross_view_protocols(split, Path())
     }
     aerial, ground = ["a1-first", "a1-second", "a2"], ["g1", "g2"]
     assert protocols == {
@@ -147,9 +148,12 @@ def test_protocols_that_cannot_be_measured_are_left_out() -> None:
         tracklet(1, 1, "a1-second", "air"),
         tracklet(1, 0, "g1", "ground"),
     ]
-    assert [p.name for p in cross_view_protocols(one_drone)] == ["aerial_to_ground", "ground_to_aerial"]
+    assert [p.name for p in cross_view_protocols(one_drone, Path())] == [
+        "aerial_to_ground",
+        "ground_to_aerial",
+    ]
 
 
 def test_split_without_any_protocol() -> None:
-    with pytest.raises(DataError, match="1 aerial and 1 ground"):
-        cross_view_protocols([tracklet(1, 1, "a", "air"), tracklet(2, 0, "g", "ground")])
+    with pytest.raises(DataError, match="top: a protocol needs a query whose identity another camera"):
+        cross_view_protocols([tracklet(1, 1, "a", "air"), tracklet(2, 0, "g", "ground")], Path("top"))

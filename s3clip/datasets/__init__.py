@@ -96,8 +96,8 @@ def measurable(protocols: list[Protocol], root: Path) -> list[Protocol]:
     return found
 
 
-def cross_view_protocols(tracklets: list[Tracklet]) -> list[Protocol]:
-    """The three protocols of aerial-ground ReID on one test split (method.md 8.3).
+def cross_view_protocols(tracklets: list[Tracklet], root: Path) -> list[Protocol]:
+    """The three protocols of aerial-ground ReID on one test split, read from `root` (method.md 8.3).
 
     aerial_to_ground and ground_to_aerial use all tracklets. aerial_to_aerial asks with the first aerial
     tracklet of each identity, by name, and ranks the other aerial ones. A protocol in which no query has
@@ -117,10 +117,4 @@ def cross_view_protocols(tracklets: list[Tracklet]) -> list[Protocol]:
         Protocol("ground_to_aerial", ground, aerial),
         Protocol("aerial_to_aerial", first, others),
     ]
-    measurable = [protocol for protocol in protocols if protocol.answerable]
-    if not measurable:
-        raise DataError(
-            f"a test split needs an identity that two cameras saw, one of them aerial; these {len(aerial)} "
-            f"aerial and {len(ground)} ground tracklets have none; check the identity folders"
-        )
-    return measurable
+    return measurable(protocols, root)

@@ -58,7 +58,7 @@ def read_protocols(root: Path, sizes: SizeCache) -> list[Protocol]:
             f"{len(test)}, {len(query)} and {len(gallery)} tracklets; change the column split"
         )
     if test:
-        return cross_view_protocols(test)
+        return cross_view_protocols(test, root / FILE)
     return measurable([Protocol(protocol_name(query, gallery), query, gallery)], root)
 
 

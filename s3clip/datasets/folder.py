@@ -34,7 +34,8 @@ def read_train(root: Path, sizes: SizeCache) -> list[Tracklet]:
 
 def read_protocols(root: Path, sizes: SizeCache) -> list[Protocol]:
     """The three aerial-ground protocols on the test split. Raises as `read_train`."""
-    return cross_view_protocols(_read_split(root / "test", sizes))
+    top = root / "test"
+    return cross_view_protocols(_read_split(top, sizes), top)
 
 
 def _read_split(top: Path, sizes: SizeCache) -> list[Tracklet]:

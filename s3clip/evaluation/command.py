@@ -70,7 +70,9 @@ def evaluate_run(
     challenge = challenge_cases(protocols) if csv else []
     tracklets = protocol_tracklets(protocols)
     model.to(device)
-    rows = embed_tracklets(model, tracklets, device=device, clips=settings.clips, stop=stop)
+    rows = embed_tracklets(
+        model, tracklets, device=device, clips=settings.clips, hr_rule=settings.hr_rule, stop=stop
+    )
     vectors = dict(zip((t.name for t in tracklets), rows, strict=True))
     out.mkdir(parents=True, exist_ok=True)
     photographer = Photographer(model, device)

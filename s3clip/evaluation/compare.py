@@ -154,11 +154,13 @@ def _check_same(name: str, a: Evaluation, b: Evaluation) -> None:
 
 
 def describe(evaluation: Evaluation) -> str:
-    """Such as "runs/a/evaluation: run a, clips one, cosine"."""
+    """Such as "runs/a/evaluation: run a, clips one, cosine, HR by tracklet"."""
     settings = evaluation.report["settings"]
     ranking = "cosine" if settings["rerank"] is None else "re-ranked"
     run = evaluation.report["run"]
-    return f"{evaluation.folder}: run {run}, clips {settings['clips']}, {ranking}"
+    return (
+        f"{evaluation.folder}: run {run}, clips {settings['clips']}, {ranking}, HR by {settings['hr_rule']}"
+    )
 
 
 def _compare_protocol(name: str, a: QueryValues, b: QueryValues) -> list[Comparison]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -24,17 +25,20 @@ from s3clip.evaluation.rerank import RerankSettings, rerank
 from s3clip.loop import Interrupted
 from s3clip.models.model import S3Clip
 from s3clip_runtime.errors import ConfigError
-from s3clip_runtime.inference.clips import consecutive_indices, spread_indices
+from s3clip_runtime.inference.clips import consecutive_indices, is_hr_frame, spread_indices
 from s3clip_runtime.inference.ranking import (
     RankingResult,
     distance_blocks,
     evaluate_embeddings,
     evaluate_ranking,
 )
-from s3clip_runtime.inference.spec import CLIP_LENGTH
+from s3clip_runtime.inference.spec import CLIP_LENGTH, FRAME_SIZE
 
 Clips = Literal["one", "all"]
 """`one`: the clip of `spread_indices`; `all`: consecutive clips over every frame, embeddings averaged."""
+
+HrRule = Literal["tracklet", "frame"]
+"""Which frames skip super-resolution: those of HR tracklets, as at run time, or every HR frame (A8)."""
 
 CLIPS_PER_BATCH = 8
 """64 frames, which fills a GPU; on a CPU a batch is no faster than single clips, but no slower either."""
@@ -52,12 +56,14 @@ class EvaluationSettings:
         clips: see `Clips`.
         rerank: parameters of the k-reciprocal re-ranking; None ranks by the cosine (method.md 8.1).
         pairs: further protocols, each QUERY_CAMERA:GALLERY_CAMERA.
+        hr_rule: see `HrRule`.
     """
 
     device: str | None = None
     clips: Clips = "one"
     rerank: RerankSettings | None = None
     pairs: tuple[str, ...] = ()
+    hr_rule: HrRule = "tracklet"
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,10 @@ def embed_tracklets(
     *,
     device: str,
     clips: Clips = "one",
+    hr_rule: HrRule = "tracklet",
     stop: threading.Event | None = None,
 ) -> NDArray[np.float32]:
-    """Unit embeddings float32 (N, D). LR tracklets pass the super-resolver, HR ones skip it (A9).
+    """Unit embeddings float32 (N, D). LR frames pass the super-resolver, HR ones skip it (A9).
 
     Raises:
         Interrupted: `stop` was set; looked at before every batch.
@@ -105,7 +112,8 @@ def embed_tracklets(
     sums: NDArray[np.float32] | None = None
     progress = tqdm(total=total, desc="embed", unit="clip", leave=False)
     with progress, ThreadPoolExecutor(1) as loader:
-        for batch in _load_ahead(_batches(tracklets, clips), model.direct, loader):
+        load = partial(_load, hr_rule=None if model.direct else hr_rule)
+        for batch in _load_ahead(_batches(tracklets, clips), load, loader):
             if stop is not None and stop.is_set():
                 raise Interrupted(
                     f"stopped after {progress.n} of {total} clips were embedded; nothing was written, "
@@ -124,15 +132,21 @@ def embed_tracklets(
 
 
 class _Batch(NamedTuple):
-    """Clips of one kind: their tracklets' rows, uint8 (B * T, 3, h, w) and platform ids (B,).
+    """B clips of T frames.
 
-    `hr` clips skip super-resolution: all of them for a model that has none.
+    Attributes:
+        rows: of their tracklets.
+        platforms: int64 (B,).
+        sharp: bool (B * T,), frames that skip super-resolution.
+        high: uint8 (sharp frames, 3, 256, 128).
+        low: uint8 (other frames, 3, 64, 32).
     """
 
     rows: list[int]
-    pixels: Tensor
     platforms: Tensor
-    hr: bool
+    sharp: Tensor
+    high: Tensor
+    low: Tensor
 
 
 _Plan = list[tuple[int, Tracklet, list[int]]]
@@ -144,23 +158,26 @@ def _clips(tracklet: Tracklet, clips: Clips) -> list[list[int]]:
 
 
 def _batches(tracklets: Sequence[Tracklet], clips: Clips) -> Iterator[_Plan]:
-    """Row, tracklet and frames of some clips after the other; HR and LR ones are not mixed."""
-    for hr in (False, True):
-        plan = (
-            (row, tracklet, indices)
-            for row, tracklet in enumerate(tracklets)
-            if tracklet.hr is hr
-            for indices in _clips(tracklet, clips)
-        )
-        while batch := list(islice(plan, CLIPS_PER_BATCH)):
-            yield batch
+    """Row, tracklet and frames of some clips after the other: LR tracklets first, then HR ones.
+
+    So nearly all batches need only one of the two ways into the encoder.
+    """
+    plan = (
+        (row, tracklet, indices)
+        for row, tracklet in sorted(enumerate(tracklets), key=lambda item: item[1].hr)
+        for indices in _clips(tracklet, clips)
+    )
+    while batch := list(islice(plan, CLIPS_PER_BATCH)):
+        yield batch
 
 
-def _load_ahead(plans: Iterable[_Plan], direct: bool, loader: ThreadPoolExecutor) -> Iterator[_Batch]:
+def _load_ahead(
+    plans: Iterable[_Plan], load: Callable[[_Plan], _Batch], loader: ThreadPoolExecutor
+) -> Iterator[_Batch]:
     """The batches in order; the next one is decoded while the caller works on this one."""
     waiting = None
     for plan in plans:
-        loading = loader.submit(_load, plan, direct)
+        loading = loader.submit(load, plan)
         if waiting is not None:
             yield waiting.result()
         waiting = loading
@@ -168,22 +185,30 @@ def _load_ahead(plans: Iterable[_Plan], direct: bool, loader: ThreadPoolExecutor
         yield waiting.result()
 
 
-def _load(plan: _Plan, direct: bool) -> _Batch:
+def _load(plan: _Plan, *, hr_rule: HrRule | None) -> _Batch:
+    """Read the frames; without a rule all of them skip super-resolution, for there is none."""
     crops = [crop for _, tracklet, indices in plan for crop in load_crops(tracklet, indices)]
-    hr = direct or plan[0][1].hr
+    sharp = [
+        hr_rule is None or (is_hr_frame(tracklet.sizes[i]) if hr_rule == "frame" else tracklet.hr)
+        for _, tracklet, indices in plan
+        for i in indices
+    ]
     return _Batch(
         rows=[row for row, _, _ in plan],
-        pixels=hr_tensor(crops) if hr else lr_tensor(crops),
         platforms=torch.tensor([tracklet.platform for _, tracklet, _ in plan]),
-        hr=hr,
+        sharp=torch.tensor(sharp),
+        high=hr_tensor([crop for crop, high in zip(crops, sharp, strict=True) if high]),
+        low=lr_tensor([crop for crop, high in zip(crops, sharp, strict=True) if not high]),
     )
 
 
 @torch.no_grad()
 def _embed(model: S3Clip, batch: _Batch, device: str) -> NDArray[np.float32]:
-    frames = unit_range(batch.pixels.to(device))
-    if not batch.hr:
-        frames = model.enhance(frames)
+    frames = torch.empty(len(batch.sharp), 3, *FRAME_SIZE, device=device)
+    sharp = batch.sharp.to(device)
+    frames[sharp] = unit_range(batch.high.to(device))
+    if len(batch.low):
+        frames[~sharp] = model.enhance(unit_range(batch.low.to(device)))
     vectors = model(frames.reshape(-1, CLIP_LENGTH, *frames.shape[1:]), batch.platforms.to(device))
     array: NDArray[np.float32] = vectors.float().cpu().numpy()
     return array
