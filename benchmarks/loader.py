@@ -4,7 +4,8 @@
 
 Writes JPEG crops of 64 to 256 pixels, then loads micro-batches as training does, with worker processes, and
 for reference one after the other in this process. A crop counts once for each time it is decoded; an HR crop
-becomes two inputs (HR and h2l). The profile names what one process spends its time on.
+becomes two inputs (HR and h2l). Indexing is timed first, with an empty size cache and with a full one. The
+profile names what one process spends its time on.
 """
 
 from __future__ import annotations
@@ -69,6 +70,16 @@ def dataset(root: Path, epochs: int) -> TripletDataset:
     )
 
 
+def index_rates(root: Path) -> tuple[float, float]:
+    """Frames a second of indexing: headers read for the first time, and sizes looked up."""
+    rates = []
+    for _ in range(2):
+        start = time.perf_counter()
+        tracklets = read_train(DataSettings(root=root, size_cache=root / "index.sqlite"))
+        rates.append(sum(map(len, tracklets)) / (time.perf_counter() - start))
+    return rates[0], rates[1]
+
+
 def crops_of(batch: MicroBatch) -> int:
     """Crops that were decoded for a micro-batch."""
     return len(batch.labels) * CLIP_LENGTH * 2
@@ -107,12 +118,14 @@ def main(workers: str, rounds: int) -> None:
     counts = [int(word) for word in workers.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         write_crops(Path(folder))
+        cold, warm = index_rates(Path(folder))
         data = dataset(Path(folder), epochs=3)
         found: dict[int, list[float]] = {count: [] for count in counts}
         for _ in range(rounds):
             for count in counts:
                 found[count].append(throughput(data, count))
         print(f"{cpu_name()}; JPEG crops 64 to 256 px high, quality {QUALITY}; target {TARGET} crops/s")
+        print(f"indexing: {cold:.0f} new frames/s, {warm:.0f} known frames/s (one process)")
         for count, rates in found.items():
             print(
                 f"{count} worker(s): {np.median(rates):6.0f} crops/s ({min(rates):.0f} to {max(rates):.0f})"
