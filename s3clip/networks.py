@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from s3clip.checkpoint import load_modules, read_config
+from s3clip.checkpoint import load_modules, read_config, read_origins
 from s3clip.config import TrainConfig
 from s3clip.models.model import IdentityHeads, S3Clip, build_model
 from s3clip.models.swinir import SwinIR
@@ -35,7 +35,7 @@ class Networks:
 
     Attributes:
         smoothing: soft targets, only with `reid.label_smoothing = "online"`.
-        origins: SHA-256 of every file that weights came from, by its path.
+        origins: SHA-256 of every file that weights came from, also by way of another run, by its path.
     """
 
     model: S3Clip
@@ -90,7 +90,7 @@ def _load_run(networks: Networks, config: TrainConfig, run: Path) -> None:
     ignore = () if isinstance(networks.model.sr, SwinIR) else ("model/sr.",)
     modules = {name: module for name, module in networks.modules().items() if name != "smoothing"}
     file = load_modules(run, modules, ignore=(*ignore, "smoothing/"))
-    networks.origins[str(file)] = sha256_file(file)
+    networks.origins.update({**read_origins(run), str(file): sha256_file(file)})
 
 
 def _load_clip(networks: Networks, config: TrainConfig) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny_run import begin_run, tiny_config
 from worlds import write_block_world
 
-from s3clip.checkpoint import MODEL, RunFolder
+from s3clip.checkpoint import MODEL, ORIGINS, RunFolder
 from s3clip.config import WatchSettings, load_config
 from s3clip.loop import DivergedError, Interrupted, run_stage
 from s3clip.networks import build_networks
@@ -185,14 +185,16 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(
 def test_a_run_starts_from_anothers_prompts_and_weights(tiny_world: Path, tmp_path: Path) -> None:
     begun = begin_run(tiny_config(tiny_world), tmp_path / "first")
     begun.folder.save("prompts", 1, begun.networks.modules(), {}, {})
+    (tmp_path / "first" / ORIGINS).write_text('{"clip.pt": "ab12"}')
     config = tiny_config(tiny_world).model_copy(update={"start": tmp_path / "first", "seed": 99})
     follower = begin_run(config, tmp_path / "second")
     for name, module in begun.networks.modules().items():
         ours = follower.networks.modules()[name].state_dict()
         assert all(torch.equal(value, ours[key]) for key, value in module.state_dict().items())
     assert list(stage_makers(follower)) == ["reid"]
-    (origin,) = follower.networks.origins
-    assert origin.endswith("first/checkpoint/modules.safetensors")
+    clip, run = follower.networks.origins.items()
+    assert clip == ("clip.pt", "ab12")
+    assert run[0].endswith("first/checkpoint/modules.safetensors")
     sr = config.sr.model_copy(update={"kind": "bicubic"})
     baseline = begin_run(config.model_copy(update={"sr": sr}), tmp_path / "third")
     assert torch.equal(baseline.networks.prompts.cls_ctx, begun.networks.prompts.cls_ctx)
