@@ -197,7 +197,8 @@ def _share(values: Values) -> str:
 def _difference(ours: Values, base: Values) -> tuple[str, str]:
     a, b = ours.mean(0), base.mean(0)
     mean, low, high = (100 * part for part in paired_bootstrap(a, b))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]", f"{sign_flip_p_value(a, b):.3f}"
+    p = sign_flip_p_value(a, b)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]", f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _listed(names: list[str]) -> str:
