@@ -181,7 +181,7 @@ def test_other_settings_and_comparison(run_folder: Path, tmp_path: Path) -> None
     assert printed.exit_code == 0
     first, second, _, table = printed.stdout.split("\n", 3)
     assert first.endswith("run tiny, clips one, cosine, HR by tracklet")
-    assert second.endswith("run tiny, clips all, re-ranked")
+    assert second.endswith("run tiny, clips all, re-ranked, HR by tracklet")
     assert table.strip() == comparison_table(rows)
 
 
