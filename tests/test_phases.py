@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from tiny_run import begin_run, tiny_config
 
 from s3clip.checkpoint import load_modules
+from s3clip.config import ComputeSettings
 from s3clip.losses import ReidWeights, reid_loss, smoothed_cross_entropy
 from s3clip.models.model import IdentityHeads
 from s3clip.models.vit import Features
@@ -18,7 +21,7 @@ from s3clip.phases import Phases, visual_parameters
 from s3clip.precision import Precision
 from s3clip.reid import ReidStage
 from s3clip.smoothing import OnlineSmoothing
-from s3clip.train import reid_stage
+from s3clip.train import prepare_modules, reid_stage
 from s3clip.triplets import MicroBatch
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -292,3 +295,27 @@ def test_online_smoothing_is_trained_with_and_survives_a_checkpoint(tiny_world: 
 
 def test_the_fixed_target_is_the_default_of_all_three_classifiers(stage2: Stage2) -> None:
     assert stage2.phases._entropies == (smoothed_cross_entropy,) * 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_networks_give_the_same_features_and_gradients_under_the_same_keys(
+    stage2: Stage2,
+) -> None:
+    model = stage2.model.eval()
+    crops, frames = torch.rand(2, 3, 64, 32), stage2.batch.hr[:1] / 255.0
+    platform = torch.tensor([1])
+
+    def run() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        resolved, features = model.super_resolve(crops), model.features(frames, platform).final
+        model.zero_grad()
+        features.sum().backward()  # type: ignore[no-untyped-call]
+        assert model.visual.conv1.weight.grad is not None
+        return resolved.detach(), features.detach(), model.visual.conv1.weight.grad.clone()
+
+    expected, keys = run(), list(model.state_dict())
+    compute = ComputeSettings(compile=True)
+    prepare_modules(replace(stage2.run, config=stage2.run.config.model_copy(update={"compute": compute})))
+    for ours, theirs in zip(run(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert list(model.state_dict()) == keys
