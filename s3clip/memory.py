@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -50,15 +50,18 @@ def checkpoint_activations(model: S3Clip) -> None:
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Counts the bytes of all storages that operations made and that are still alive.
 
+    Args:
+        known: tensors that were there before; an operation that returns a view of one makes nothing.
+
     Attributes:
         now: bytes alive.
         peak: the most there ever were.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.now = self.peak = 0
-        self._alive: set[int] = set()
+        self._alive = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(
         self,
@@ -104,7 +107,7 @@ def estimate_bytes(config: TrainConfig, identities: int) -> int:
     # float16 and bfloat16 are of one size, and the processor's kernels know the latter better.
     half = config.compute.precision != "fp32"
     precision = Precision("bf16" if half else "fp32", "cpu")
-    with mode, LiveBytes() as live:
+    with mode, LiveBytes([*model.parameters(), *heads.parameters()]) as live:
         if config.compute.checkpoint_activations:
             checkpoint_activations(model)
         text = torch.zeros(identities, config.visual.out_dim)

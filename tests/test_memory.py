@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,11 @@ from pathlib import Path
 from tiny_run import begin_run
 import numpy as np
 from s3clip.config import TrainConfig
-from s3clip.train import reid_stage
+from s3clip.train import prepare_modules, reid_stage
 config = TrainConfig.model_validate_json(sys.argv[1])
-stage = reid_stage(begin_run(config, Path(sys.argv[2])))
+run = begin_run(config, Path(sys.argv[2]))
+prepare_modules(run)
+stage = reid_stage(run)
 batch = stage._dataset[0]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 stage._phases.accumulate(batch, 1.0, np.random.default_rng(0), stage.scalers)
@@ -42,14 +45,20 @@ def medium(root: Path) -> TrainConfig:
 
 
 @pytest.mark.slow
-def test_the_estimate_is_near_the_memory_of_a_real_step(tiny_world: Path, tmp_path: Path) -> None:
-    config = medium(tiny_world)
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_the_estimate_is_the_memory_of_a_real_step(
+    tiny_world: Path, tmp_path: Path, checkpoints: bool
+) -> None:
+    compute = ComputeSettings(checkpoint_activations=checkpoints)
+    config = medium(tiny_world).model_copy(update={"compute": compute})
     done = subprocess.run(
         [sys.executable, "-c", REAL_STEP, config.model_dump_json(), str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=240,
         cwd=Path(__file__).parent,
+        # The C library keeps freed blocks, up to 3.6 times the truth here; so it gives them back at once.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
     )
     assert done.returncode == 0, done.stderr
     real = int(done.stdout)
@@ -58,8 +67,8 @@ def test_the_estimate_is_near_the_memory_of_a_real_step(tiny_world: Path, tmp_pa
     moments = 8 * sum(p.numel() for p in [*phases.sr, *phases.visual.values()])
     weights = sum(p.nbytes for net in (run.networks.model, run.networks.heads) for p in net.parameters())
     estimate = estimate_bytes(config, 5) - moments - weights  # Adam did not step, weights were there before
-    # The allocator keeps freed pieces and kernels have scratch space that no tensor shows.
-    assert 0.8 * estimate < real < 1.6 * estimate
+    # Kernels have scratch space that no tensor shows.
+    assert 0.9 * estimate < real < 1.25 * estimate
 
 
 def test_saved_tensors_and_gradients_are_in_the_estimate(tiny_world: Path, tmp_path: Path) -> None:
