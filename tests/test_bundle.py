@@ -10,7 +10,7 @@ import pytest
 from tiny_bundle import DIM, SPACE, WIDTH, edit_manifest, manifest_of, write_tiny_bundle
 
 from s3clip_runtime.errors import BundleError
-from s3clip_runtime.inference.bundle import Bundle, sha256_file, write_manifest
+from s3clip_runtime.inference.bundle import PLAIN, Bundle, sha256_file, write_manifest
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_written_bundle_is_read_back_unchanged(folder: Path) -> None:
     assert bundle.manifest == manifest_of(folder)
     assert bundle.manifest.embedding_space == SPACE
     assert (bundle.manifest.contract.token_width, bundle.manifest.contract.embedding_dim) == (WIDTH, DIM)
-    assert bundle.file("encode") == folder / "encode.onnx"
+    assert bundle.file("encode", PLAIN) == folder / "encode.onnx"
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
@@ -99,10 +99,10 @@ def test_missing_file(folder: Path) -> None:
     assert "patchify.onnx: the file of role patchify is missing" in refusal(folder)
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None])
+@pytest.mark.parametrize("version", [3, 1, 0, "2", None])
 def test_other_schema_version_is_named_before_its_unknown_keys(folder: Path, version: object) -> None:
     edit_manifest(folder, schema_version=version, something_new=1)
-    assert f"schema_version must be 1, found {version!r}" in refusal(folder)
+    assert f"schema_version must be 2, found {version!r}" in refusal(folder)
 
 
 def test_unknown_key(folder: Path) -> None:
@@ -135,7 +135,7 @@ def test_link_out_of_the_folder_escapes(folder: Path) -> None:
 def test_role_that_is_missing_or_double(folder: Path) -> None:
     entries = artefacts(folder)
     edit_manifest(folder, artefacts=entries[:2])
-    assert "role encode (fp32, onnx) must be there exactly once, found 0 times" in refusal(folder)
+    assert "role encode (onnx-fp32) must be there exactly once, found 0 times" in refusal(folder)
     edit_manifest(folder, artefacts=[*entries, entries[0]])
     assert "role enhance (fp32, onnx) must be there exactly once, found 2 times" in refusal(folder)
     edit_manifest(folder, artefacts=[])

@@ -21,7 +21,7 @@ from s3clip_runtime.inference.bundle import (
     Artefact,
     Contract,
     Manifest,
-    Parity,
+    Proof,
     Role,
     sha256_file,
     write_manifest,
@@ -86,14 +86,22 @@ def manifest_of(folder: Path) -> Manifest:
         )
         for role in roles
     )
-    parity = Parity(
-        crops=16,
+    proof = Proof(
+        target="onnx-fp32",
+        device="cpu",
         tracklets=2,
-        worst_cosine=0.99999,
-        mean_cosine=1.0,
+        crops=16,
+        stages={"enhance": 1e-6, "patchify": 1e-6, "encode": 1e-6},
+        cosine_mean=1.0,
+        cosine_p1=0.99999,
+        cosine_min=0.99999,
         max_abs_error=1e-6,
         top1_agreement=1.0,
-        bounds={"worst_cosine": 0.999},
+        top10_agreement=1.0,
+        kendall_tau=1.0,
+        rank1_change=None,
+        map_change=None,
+        bounds={"cosine_min": 0.999},
     )
     return Manifest(
         name="tiny",
@@ -103,7 +111,7 @@ def manifest_of(folder: Path) -> Manifest:
         contract=Contract.current(WIDTH, DIM),
         artefacts=artefacts,
         training={"run": "none", "config": {"seed": 1}},
-        parity=parity,
+        proofs=(proof,),
     )
 
 

@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Final, Literal, NamedTuple, get_args
 
 from pydantic import (
     AwareDatetime,
@@ -24,16 +24,20 @@ from pydantic import (
     PositiveInt,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
 
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference import spec
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST_FILE = "manifest.json"
 _CURE = "export again with s3clip-export"
 
 Role = Literal["enhance", "patchify", "encode"]
+Backend = Literal["onnx", "tensorrt"]
+Precision = Literal["fp32", "fp16"]
+AttachmentRole = Literal["reference", "report", "range_audit"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -41,16 +45,64 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Target(NamedTuple):
+    """What a set of three graphs is made for; `str` gives its name, like `tensorrt-fp16`."""
+
+    backend: Backend
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{self.precision}"
+
+
+PLAIN: Final = Target("onnx", "fp32")
+"""The graphs that every bundle holds, and that all others are made from."""
+
+
+class Engine(_Record):
+    """By what and for what a TensorRT engine was built: its plan runs nowhere else.
+
+    `profile` is the smallest, usual and largest batch; `inputs` and `outputs` name every tensor with its type
+    and shape as `backends.TensorInfo` prints them.
+    """
+
+    tensorrt: str
+    compute_capability: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")]
+    gpu: str
+    driver: str
+    onnx_sha256: Sha256
+    profile: tuple[PositiveInt, PositiveInt, PositiveInt]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
 class Artefact(_Record):
-    """One file of the bundle. `file` is relative to the folder; `bytes` is its size."""
+    """One file of the bundle. `file` is relative to the folder; `bytes` is its size.
+
+    `opset` of an engine is that of the ONNX graph it was built from. `engine` is there for TensorRT alone.
+    """
 
     role: Role
     file: Annotated[str, StringConstraints(min_length=1)]
-    precision: Literal["fp32"]
-    backend: Literal["onnx"]
+    precision: Precision
+    backend: Backend
     opset: PositiveInt
     sha256: Sha256
     bytes: NonNegativeInt
+    engine: Engine | None = None
+
+    @model_validator(mode="after")
+    def _engine_fits_backend(self) -> Artefact:
+        if (self.engine is None) != (self.backend == "onnx"):
+            raise ValueError(
+                f"{self.file}: backend {self.backend} must {'not ' * (self.engine is not None)}have an engine entry"
+            )
+        return self
+
+    @property
+    def target(self) -> Target:
+        """The set that it belongs to."""
+        return Target(self.backend, self.precision)
 
 
 class Contract(_Record):
@@ -86,30 +138,67 @@ class Contract(_Record):
         )
 
 
-class Parity(_Record):
-    """How close the exported graphs came to the PyTorch model, and the bounds they had to hold.
+class Interval(_Record):
+    """A measured value and the ends of its 95 % confidence interval."""
 
-    Cosines and `top1_agreement` are in [-1, 1] and [0, 1]; `max_abs_error` is of embedding elements.
+    value: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+
+class Proof(_Record):
+    """How close the graphs of one target came to the PyTorch model, and the bounds they had to hold.
+
+    Attributes:
+        target: name of the `Target`.
+        device: where it was measured, with the GPU's name.
+        stages: graph to the largest error of its output, fed with the reference's own input, as a fraction of the
+            output's largest absolute value.
+        cosine_mean: of PyTorch's and the graphs' embeddings; also their 1st percentile and minimum.
+        max_abs_error: of embedding elements.
+        top1_agreement: fraction of tracklets whose nearest neighbour is the same one; for `top10_agreement` the
+            shared fraction of the ten nearest.
+        kendall_tau: mean rank correlation of all other tracklets' similarities, tau-b.
+        rank1_change: the graphs' Rank-1 minus PyTorch's in [-1, 1], None where the data has no protocol.
+        map_change: as `rank1_change` for mAP.
+        bounds: figure to the value that it had to reach or stay below.
     """
 
-    crops: NonNegativeInt
-    tracklets: NonNegativeInt
-    worst_cosine: FiniteFloat
-    mean_cosine: FiniteFloat
+    target: str
+    device: str
+    tracklets: PositiveInt
+    crops: PositiveInt
+    stages: dict[Role, FiniteFloat]
+    cosine_mean: FiniteFloat
+    cosine_p1: FiniteFloat
+    cosine_min: FiniteFloat
     max_abs_error: FiniteFloat
     top1_agreement: FiniteFloat
+    top10_agreement: FiniteFloat
+    kendall_tau: FiniteFloat
+    rank1_change: Interval | None
+    map_change: Interval | None
     bounds: dict[str, FiniteFloat]
+
+
+class Attachment(_Record):
+    """A file that belongs to the bundle and is no graph. `file` is relative to the folder."""
+
+    file: Annotated[str, StringConstraints(min_length=1)]
+    sha256: Sha256
+    bytes: NonNegativeInt
 
 
 class Manifest(_Record):
     """Content of `manifest.json`.
 
     `embedding_space` is the SHA-256 of the encode graph's weights: galleries refuse to mix two of them.
-    `training` holds the resolved config of the training run and its id. `parity` is None only while the
-    exporter is still measuring: `Bundle.open` refuses such a manifest.
+    `training` holds the resolved config of the training run and its id. `proofs` has one entry a target; only
+    while the exporter is still measuring one may be missing: `Bundle.open` refuses such a manifest.
+    `attachments` are found by their role, like `report`.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     name: str
     created: AwareDatetime
     s3clip_version: str
@@ -117,7 +206,8 @@ class Manifest(_Record):
     contract: Contract
     artefacts: tuple[Artefact, ...]
     training: dict[str, JsonValue]
-    parity: Parity | None
+    proofs: tuple[Proof, ...]
+    attachments: dict[AttachmentRole, Attachment] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +227,39 @@ class Bundle:
         if not path.is_dir():
             raise BundleError(f"bundle {path}: the folder does not exist; give the folder of s3clip-export")
         manifest = _read_manifest(path / MANIFEST_FILE)
-        if manifest.parity is None:
-            raise BundleError(f"{path / MANIFEST_FILE}: the parity report is missing; {_CURE}")
         _check_contract(path, manifest.contract)
         _check_roles(path, manifest.artefacts)
-        for artefact in manifest.artefacts:
-            _check_file(path, artefact)
+        _check_proofs(path, manifest)
+        for role, file in [*((a.role, a) for a in manifest.artefacts), *manifest.attachments.items()]:
+            _check_file(path, role, file)
         return Bundle(path, manifest)
 
-    def file(self, role: Role) -> Path:
-        """Path of the graph of one role."""
-        return next(self.folder / a.file for a in self.manifest.artefacts if a.role == role)
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What the bundle holds graphs for, in the manifest's order."""
+        return tuple(dict.fromkeys(a.target for a in self.manifest.artefacts))
+
+    def artefact(self, role: Role, target: Target) -> Artefact:
+        """The manifest's entry of one graph.
+
+        Raises:
+            BundleError: the bundle holds no graphs for this target.
+        """
+        for artefact in self.manifest.artefacts:
+            if artefact.role == role and artefact.target == target:
+                return artefact
+        raise BundleError(
+            f"bundle {self.folder}: holds no {target} graphs, only {', '.join(map(str, self.targets))}; "
+            "choose one of these or export again with s3clip-export"
+        )
+
+    def file(self, role: Role, target: Target) -> Path:
+        """Path of one graph.
+
+        Raises:
+            BundleError: as in `artefact`.
+        """
+        return self.folder / self.artefact(role, target).file
 
 
 def sha256_file(path: Path) -> str:
@@ -214,18 +326,27 @@ def _check_contract(folder: Path, built: Contract) -> None:
 
 
 def _check_roles(folder: Path, artefacts: tuple[Artefact, ...]) -> None:
-    found = Counter((a.role, a.precision, a.backend) for a in artefacts)
-    for precision, backend in {(a.precision, a.backend) for a in artefacts} or {("fp32", "onnx")}:
+    found = Counter((a.role, a.target) for a in artefacts)
+    for target in {PLAIN, *(a.target for a in artefacts)}:
         for role in get_args(Role):
-            count = found[role, precision, backend]
+            count = found[role, target]
             if count != 1:
                 raise BundleError(
-                    f"{folder / MANIFEST_FILE}: role {role} ({precision}, {backend}) must be there "
+                    f"{folder / MANIFEST_FILE}: role {role} ({target}) must be there "
                     f"exactly once, found {count} times; {_CURE}"
                 )
 
 
-def _check_file(folder: Path, artefact: Artefact) -> None:
+def _check_proofs(folder: Path, manifest: Manifest) -> None:
+    unproven = {str(a.target) for a in manifest.artefacts} - {proof.target for proof in manifest.proofs}
+    if unproven:
+        raise BundleError(
+            f"{folder / MANIFEST_FILE}: the proof of {', '.join(sorted(unproven))} is missing; "
+            f"s3clip-export verify writes it, or {_CURE}"
+        )
+
+
+def _check_file(folder: Path, role: str, artefact: Artefact | Attachment) -> None:
     path = folder / artefact.file
     # resolve() follows links too: a link out of the folder points at bytes nobody exported.
     if not path.resolve().is_relative_to(folder.resolve()):
@@ -234,7 +355,7 @@ def _check_file(folder: Path, artefact: Artefact) -> None:
             f"it points to {path.resolve()}; {_CURE}"
         )
     if not path.is_file():
-        raise BundleError(f"{path}: the file of role {artefact.role} is missing; {_CURE}")
+        raise BundleError(f"{path}: the file of role {role} is missing; {_CURE}")
     try:
         size = path.stat().st_size
         if size != artefact.bytes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import Session, TensorInfo
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession, choose_device
-from s3clip_runtime.inference.bundle import Bundle, Contract, Role
+from s3clip_runtime.inference.bundle import PLAIN, Bundle, Contract, Role
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, PLATFORMS
@@ -42,7 +42,7 @@ class Embedder:
         with ExitStack() as opened:
             self._sessions: dict[Role, Session] = {}
             for role, (inputs, outputs) in _signatures(self.contract).items():
-                session = OrtSession(bundle.file(role), device=self.device, threads=threads)
+                session = OrtSession(bundle.file(role, PLAIN), device=self.device, threads=threads)
                 opened.callback(session.close)
                 _check_signature(bundle, role, "input", session.inputs, inputs)
                 _check_signature(bundle, role, "output", session.outputs, outputs)
@@ -178,4 +178,6 @@ def _check_signature(bundle: Bundle, role: Role, kind: str, found: _Signature, a
         if found.get(name) != agreed.get(name)
     ]
     if faults:
-        raise BackendError(f"{bundle.file(role)}: {'; '.join(faults)}; export again with s3clip-export")
+        raise BackendError(
+            f"{bundle.file(role, PLAIN)}: {'; '.join(faults)}; export again with s3clip-export"
+        )
