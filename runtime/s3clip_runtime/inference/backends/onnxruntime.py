@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Protocol
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import TensorInfo
-from s3clip_runtime.inference.spec import BATCH_PROFILE
+from s3clip_runtime.inference.backends.batches import Batches, bucket_of
+from s3clip_runtime.inference.bundle import Precision
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {
@@ -49,6 +52,8 @@ class _OrtGraph(Protocol):
     def get_outputs(self) -> Sequence[_OrtTensor]: ...
     def get_providers(self) -> Sequence[str]: ...
     def run(self, names: None, feeds: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]: ...
+    def io_binding(self) -> Any: ...  # noqa: ANN401
+    def run_with_iobinding(self, binding: Any) -> None: ...  # noqa: ANN401
 
 
 class OrtSession:
@@ -58,32 +63,41 @@ class OrtSession:
         path: a self-contained ONNX file.
         device: "cpu" or "cuda". It is obeyed or refused; nothing falls back to another device.
         threads: CPU threads of one operator, >= 1; None takes all CPUs that this process may use.
+        precision: of the graph. On the CPU "fp16" is optimised less: see `_optimisation`.
 
     Raises:
         BackendError: onnxruntime is not installed, the device cannot be had, or the graph cannot be loaded.
     """
 
-    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, device: str = "cpu", threads: int | None = None, precision: Precision = "fp32"
+    ) -> None:
         if device not in _PROVIDERS:
             raise BackendError(f"device {device!r} is unknown to onnxruntime; use cpu or cuda")
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be at least 1, found {threads}; leave it out to use all CPUs")
         self._path = path
         self._device = device
-        graph = _load(str(path), str(path), device, threads or _usable_cpus())
-        self._inputs = MappingProxyType({a.name: _info(path, a) for a in graph.get_inputs()})
-        self._outputs = MappingProxyType({a.name: _info(path, a) for a in graph.get_outputs()})
+        graph = _load(str(path), str(path), device, threads or _usable_cpus(), precision)
+        self._batches = Batches(
+            path,
+            MappingProxyType({a.name: _info(path, a) for a in graph.get_inputs()}),
+            MappingProxyType({a.name: _info(path, a) for a in graph.get_outputs()}),
+        )
         self._graph: _OrtGraph | None = graph
+        # On the CPU bound buffers would only add copies. A detector's fixed batch cannot be padded.
+        bound = device == "cuda" and BoundGraph.fits(self._batches)
+        self._bound = BoundGraph(graph, self._batches, device) if bound else None
 
     @property
     def inputs(self) -> Mapping[str, TensorInfo]:
         """Name and kind of every input."""
-        return self._inputs
+        return self._batches.inputs
 
     @property
     def outputs(self) -> Mapping[str, TensorInfo]:
         """Name and kind of every output."""
-        return self._outputs
+        return self._batches.outputs
 
     @property
     def device(self) -> str:
@@ -94,57 +108,90 @@ class OrtSession:
         """Run the graph, see `backends.Session.run`."""
         if self._graph is None:
             raise BackendError(f"{self._path}: the session is closed; open a new one")
-        graph = self._graph
-        batch = self._checked_batch(inputs)
-        if batch == 0:
-            return {name: self._empty(name) for name in self._outputs}
-        step = BATCH_PROFILE[2]
-        pieces = [
-            self._run_piece(graph, {name: array[low : low + step] for name, array in inputs.items()})
-            for low in range(0, batch, step)
-        ]
-        if len(pieces) == 1:
-            return pieces[0]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self._outputs}
+        return self._batches.run(inputs, partial(self._run_piece, self._graph))
 
     def close(self) -> None:
         """Free the graph. A second call does nothing."""
         self._graph = None
+        self._bound = None
 
     def _run_piece(self, graph: _OrtGraph, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
-            arrays = graph.run(None, inputs)
+            if self._bound is not None:
+                return self._bound.run(inputs)
+            return dict(zip(self._batches.outputs, graph.run(None, inputs), strict=True))
         except Exception as error:  # the errors of ONNX Runtime have no base class but Exception
             raise BackendError(f"{self._path}: the run on {self._device} failed: {error}") from error
-        return dict(zip(self._outputs, arrays, strict=True))
 
-    def _checked_batch(self, inputs: Mapping[str, NDArray[Any]]) -> int:
-        if inputs.keys() != self._inputs.keys():
-            raise BackendError(
-                f"{self._path}: inputs must be {', '.join(self._inputs)}; got {', '.join(inputs) or 'none'}"
-            )
+
+class BoundGraph:
+    """One graph whose inputs and outputs stay on its device, in buffers that are used again.
+
+    A batch is padded to its bucket, and every bucket keeps its own buffers. Rows of a batch are independent
+    of each other, so what lies in the padding does not matter.
+
+    Args:
+        graph: a loaded graph.
+        batches: its tensors; `fits` must be true of them.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, graph: _OrtGraph, batches: Batches, device: str) -> None:
+        self._graph = graph
+        self._batches = batches
+        self._device = device
+        self._buckets: dict[int, _Binding] = {}
+
+    @staticmethod
+    def fits(batches: Batches) -> bool:
+        """Whether the batch is the only dimension that is not known: only then can buffers be made once."""
+        tensors = [*batches.inputs.values(), *batches.outputs.values()]
+        return all(info.shape[:1] == (None,) and None not in info.shape[1:] for info in tensors)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run a batch of at most `batches.largest` rows; the arrays returned are the caller's own."""
+        batch = len(next(iter(inputs.values())))
+        size = bucket_of(batch)
+        if size not in self._buckets:
+            self._buckets[size] = self._bind(size)
+        binding = self._buckets[size]
         for name, array in inputs.items():
-            info = self._inputs[name]
-            fits = array.ndim == len(info.shape) and all(
-                want in (None, got) for want, got in zip(info.shape, array.shape, strict=True)
-            )
-            if not fits or array.dtype != info.dtype or array.ndim == 0:
-                got = TensorInfo(array.shape, array.dtype)
-                raise BackendError(f"{self._path}: input {name} must be {info}, got {got}")
-        batches = {name: len(array) for name, array in inputs.items()}
-        if len(set(batches.values())) != 1:
-            raise BackendError(f"{self._path}: all inputs must have one batch size, got {batches}")
-        return next(iter(batches.values()))
+            staged = binding.staging[name]
+            staged[:batch] = array
+            binding.values[name].update_inplace(staged)
+        binding.io.synchronize_inputs()
+        self._graph.run_with_iobinding(binding.io)
+        binding.io.synchronize_outputs()
+        return {name: np.array(binding.values[name].numpy()[:batch]) for name in self._batches.outputs}
 
-    def _empty(self, name: str) -> NDArray[Any]:
-        info = self._outputs[name]
-        sizes = [n for n in info.shape[1:] if n is not None]
-        if len(sizes) != len(info.shape) - 1:
-            raise BackendError(
-                f"{self._path}: the shape of output {name}, {info}, is not known for an empty batch; "
-                "export it with fixed sizes"
-            )
-        return np.empty((0, *sizes), info.dtype)
+    def _bind(self, size: int) -> _Binding:
+        ort = _import_onnxruntime()
+        binding = _Binding(self._graph.io_binding(), {}, {})
+        for name, info in self._batches.inputs.items():
+            staged = np.zeros((size, *_known(info)), info.dtype)
+            binding.staging[name] = staged
+            value = ort.OrtValue.ortvalue_from_shape_and_type(staged.shape, info.dtype, self._device, 0)
+            binding.values[name] = value
+            binding.io.bind_ortvalue_input(name, value)
+        for name, info in self._batches.outputs.items():
+            shape = (size, *_known(info))
+            value = ort.OrtValue.ortvalue_from_shape_and_type(shape, info.dtype, self._device, 0)
+            binding.values[name] = value
+            binding.io.bind_ortvalue_output(name, value)
+        return binding
+
+
+@dataclass(frozen=True, slots=True)
+class _Binding:
+    """Buffers of one bucket: `values` on the device, `staging` on the host for padding the inputs."""
+
+    io: Any
+    values: dict[str, Any]
+    staging: dict[str, NDArray[Any]]
+
+
+def _known(info: TensorInfo) -> tuple[int, ...]:
+    return tuple(n for n in info.shape[1:] if n is not None)
 
 
 def choose_device(device: str) -> tuple[str, str]:
@@ -170,7 +217,9 @@ def choose_device(device: str) -> tuple[str, str]:
     return "cuda", "a probe graph ran on it"
 
 
-def _load(name: str, model: str | bytes, device: str, threads: int) -> _OrtGraph:
+def _load(
+    name: str, model: str | bytes, device: str, threads: int, precision: Precision = "fp32"
+) -> _OrtGraph:
     ort = _import_onnxruntime()
     wanted = _PROVIDERS[device]
     available = ort.get_available_providers()
@@ -184,6 +233,7 @@ def _load(name: str, model: str | bytes, device: str, threads: int) -> _OrtGraph
     # Set explicitly: left at 0, ONNX Runtime pins threads to all cores of the host, even in a container.
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.graph_optimization_level = _optimisation(ort, device, precision)
     try:
         graph: _OrtGraph = ort.InferenceSession(model, options, providers=[wanted])
     except Exception as error:  # the errors of ONNX Runtime have no base class but Exception
@@ -195,6 +245,15 @@ def _load(name: str, model: str | bytes, device: str, threads: int) -> _OrtGraph
             "driver and the CUDA and cuDNN libraries, or ask for --device cpu"
         )
     return graph
+
+
+def _optimisation(ort: ModuleType, device: str, precision: Precision) -> object:
+    """Level of ONNX Runtime's own graph optimisation.
+
+    Its CPU provider crashes the process on float16 attention graphs if everything is enabled.
+    """
+    levels = ort.GraphOptimizationLevel
+    return levels.ORT_ENABLE_BASIC if device == "cpu" and precision == "fp16" else levels.ORT_ENABLE_ALL
 
 
 def _import_onnxruntime() -> ModuleType:
