@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import BackendError
-from s3clip_runtime.inference.backends import Session, TensorInfo
-from s3clip_runtime.inference.backends.onnxruntime import OrtSession, choose_device
-from s3clip_runtime.inference.bundle import PLAIN, Bundle, Contract, Role
+from s3clip_runtime.inference.backends import Session, TensorInfo, cuda
+from s3clip_runtime.inference.backends.onnxruntime import OrtSession
+from s3clip_runtime.inference.backends.tensorrt import TensorRtSession
+from s3clip_runtime.inference.bundle import Bundle, Contract, Role, Target
+from s3clip_runtime.inference.chain import Chain, HostChain, TensorRtChain
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, PLATFORMS
+from s3clip_runtime.inference.targets import choose_target
 
 _CLIPS_A_PASS = BATCH_PROFILE[2] // CLIP_LENGTH
 """Clips that are embedded together: their crops just fill the largest batch, and memory stays bounded."""
@@ -28,26 +32,32 @@ class Embedder:
 
     Args:
         bundle: a verified bundle.
-        device: "auto", "cpu" or "cuda"; `device` and `device_reason` say what was chosen and why.
+        device: "auto", "cpu" or "cuda".
+        target: which of the bundle's graphs to run; None chooses them as `targets.choose_target` tells.
         threads: CPU threads of one operator; None takes all CPUs that this process may use.
+
+    Attributes:
+        device: where it runs, "cpu" or "cuda".
+        target: the graphs that it runs.
+        device_reason: why these, a clause for the log.
 
     Raises:
         BackendError: a graph cannot be loaded on the device, or its inputs and outputs break the contract.
+        BundleError: the bundle holds no graphs for the target.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        target: Target | None = None,
+        threads: int | None = None,
+    ) -> None:
         self.contract = bundle.manifest.contract
         self.embedding_space = bundle.manifest.embedding_space
-        self.device, self.device_reason = choose_device(device)
-        with ExitStack() as opened:
-            self._sessions: dict[Role, Session] = {}
-            for role, (inputs, outputs) in _signatures(self.contract).items():
-                session = OrtSession(bundle.file(role, PLAIN), device=self.device, threads=threads)
-                opened.callback(session.close)
-                _check_signature(bundle, role, "input", session.inputs, inputs)
-                _check_signature(bundle, role, "output", session.outputs, outputs)
-                self._sessions[role] = session
-            self._opened = opened.pop_all()
+        self.target, self.device, self.device_reason = choose_target(bundle, device, target)
+        self._chain = _open_chain(bundle, self.target, self.device, threads)
 
     def __enter__(self) -> Embedder:
         return self
@@ -59,7 +69,7 @@ class Embedder:
 
     def close(self) -> None:
         """Close the sessions. A second call does nothing."""
-        self._opened.close()
+        self._chain.close()
 
     def embed(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
         """Embed clips, LR and HR mixed; row i belongs to clip i.
@@ -91,10 +101,7 @@ class Embedder:
             raise BackendError(
                 "the clip is HR and HR crops are never super-resolved; show its crops as they are"
             )
-        pictures: NDArray[np.uint8] = self._sessions["enhance"].run({"crops": lr_batch(clip.crops)})[
-            "picture"
-        ]
-        return pictures
+        return self._chain.pictures(lr_batch(clip.crops))
 
     def _embed_pass(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
         crops: dict[bool, dict[_Memory, NDArray[np.uint8]]] = {False: {}, True: {}}
@@ -103,21 +110,12 @@ class Embedder:
                 crops[clip.hr].setdefault(_memory(crop), crop)
         row = {key: i for i, key in enumerate((hr, memory) for hr in crops for memory in crops[hr])}
         index = [[row[clip.hr, _memory(crop)] for crop in clip.crops] for clip in clips]
-        lr_tokens = self._sessions["enhance"].run({"crops": lr_batch(list(crops[False].values()))})["tokens"]
-        hr_tokens = self._sessions["patchify"].run({"crops": hr_batch(list(crops[True].values()))})["tokens"]
-        platform = np.array([clip.platform for clip in clips], np.int64)
-        tokens = np.concatenate([lr_tokens, hr_tokens])[index]
-        embeddings: NDArray[np.float32] = self._sessions["encode"].run(
-            {"tokens": tokens, "platform": platform}
-        )["embedding"]
-        if not np.isfinite(embeddings).all():
-            parts = {"enhance": lr_tokens, "patchify": hr_tokens, "encode": embeddings}
-            graph = next(name for name, array in parts.items() if not np.isfinite(array).all())
-            raise BackendError(
-                f"graph {graph} gave numbers that are not finite on {self.device}; "
-                "export again with s3clip-export and check its parity report"
-            )
-        return embeddings
+        return self._chain.embed(
+            lr_batch(list(crops[False].values())),
+            hr_batch(list(crops[True].values())),
+            index,
+            np.array([clip.platform for clip in clips], np.int64),
+        )
 
 
 _Memory = tuple[int, tuple[int, ...], tuple[int, ...]]
@@ -171,13 +169,53 @@ def _signatures(contract: Contract) -> dict[Role, tuple[_Signature, _Signature]]
     }
 
 
-def _check_signature(bundle: Bundle, role: Role, kind: str, found: _Signature, agreed: _Signature) -> None:
-    faults = [
-        f"{kind} {name} must be {agreed.get(name, 'absent')}, found {found.get(name, 'none')}"
-        for name in sorted({*found, *agreed})
-        if found.get(name) != agreed.get(name)
-    ]
-    if faults:
-        raise BackendError(
-            f"{bundle.file(role, PLAIN)}: {'; '.join(faults)}; export again with s3clip-export"
-        )
+def _open_chain(bundle: Bundle, target: Target, device: str, threads: int | None) -> Chain:
+    """Open the three graphs of a target."""
+    roles = _signatures(bundle.manifest.contract)
+    with ExitStack() as opened:
+        chain: Chain
+        if target.backend == "tensorrt":
+            cuda.require_driver()  # before the stream: CUDA's own error would not say what to do
+            stream = opened.enter_context(cuda.Stream())
+            engines = {role: _open_engine(opened, bundle, role, target, stream) for role in roles}
+            chain = TensorRtChain(engines, stream)
+        else:
+            chain = HostChain(
+                {role: _open_graph(opened, bundle, role, target, device, threads) for role in roles}
+            )
+        opened.pop_all()  # from here on they are the chain's
+        return chain
+
+
+def _open_graph(
+    opened: ExitStack, bundle: Bundle, role: Role, target: Target, device: str, threads: int | None
+) -> OrtSession:
+    path = bundle.file(role, target)
+    session = OrtSession(path, device=device, threads=threads, precision=target.precision)
+    opened.callback(session.close)
+    _check_signature(bundle, role, path, session)
+    return session
+
+
+def _open_engine(
+    opened: ExitStack, bundle: Bundle, role: Role, target: Target, stream: cuda.Stream
+) -> TensorRtSession:
+    path, entry = bundle.file(role, target), bundle.artefact(role, target).engine
+    if entry is None:
+        raise BackendError(f"{path}: the manifest has no engine entry; export again with s3clip-export")
+    session = TensorRtSession(path, entry, stream=stream)
+    opened.callback(session.close)
+    _check_signature(bundle, role, path, session)
+    return session
+
+
+def _check_signature(bundle: Bundle, role: Role, path: Path, session: Session) -> None:
+    inputs, outputs = _signatures(bundle.manifest.contract)[role]
+    for kind, found, agreed in (("input", session.inputs, inputs), ("output", session.outputs, outputs)):
+        faults = [
+            f"{kind} {name} must be {agreed.get(name, 'absent')}, found {found.get(name, 'none')}"
+            for name in sorted({*found, *agreed})
+            if found.get(name) != agreed.get(name)
+        ]
+        if faults:
+            raise BackendError(f"{path}: {'; '.join(faults)}; export again with s3clip-export")
