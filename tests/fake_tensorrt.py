@@ -15,7 +15,7 @@ import functools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -461,10 +461,16 @@ def install(patch: pytest.MonkeyPatch) -> FakeGpu:
     return gpu
 
 
-def write_plan(onnx: Path, plan: Path, profile: tuple[int, int, int] = (1, 8, 64), **types: str) -> Engine:
+def write_plan(
+    onnx: Path,
+    plan: Path,
+    profile: tuple[int, int, int] = (1, 8, 64),
+    *,
+    types: Mapping[str, str] | None = None,
+) -> Engine:
     """Write an engine of an ONNX file and return its entry; `types` gives tensors another TensorRT type."""
     graph = base64.b64encode(onnx.read_bytes()).decode()
-    plan.write_text(json.dumps({"profile": profile, "onnx": graph, "types": types}))
+    plan.write_text(json.dumps({"profile": profile, "onnx": graph, "types": dict(types or {})}))
     session = OrtSession(onnx, threads=1)
 
     def told(tensors: Any) -> dict[str, str]:  # noqa: ANN401
@@ -488,7 +494,7 @@ def add_engines(
     precision: Precision = "fp16",
     *,
     profile: tuple[int, int, int] = (1, 8, 64),
-    **changes: str,
+    changes: Mapping[str, str] | None = None,
 ) -> Bundle:
     """Give a tiny bundle engines; `changes` are made to every engine's entry."""
     manifest = manifest_of(folder)
@@ -497,7 +503,7 @@ def add_engines(
     roles: tuple[Role, ...] = ("enhance", "patchify", "encode")
     for role in roles:
         plan = folder / f"{role}.{precision}.engine"
-        entry = write_plan(folder / f"{role}.onnx", plan, profile).model_copy(update=changes)
+        entry = write_plan(folder / f"{role}.onnx", plan, profile).model_copy(update=dict(changes or {}))
         artefacts.append(
             Artefact(
                 role=role,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -22,13 +23,16 @@ from tiny_bundle import (
     write_tiny_bundle,
 )
 
-from s3clip_runtime.errors import BackendError
-from s3clip_runtime.inference import spec
-from s3clip_runtime.inference.backends.onnxruntime import _PROBE, OrtSession, choose_device
-from s3clip_runtime.inference.bundle import Bundle, write_manifest
+from s3clip_runtime.errors import BackendError, BundleError
+from s3clip_runtime.inference import spec, targets
+from s3clip_runtime.inference.backends import TensorInfo
+from s3clip_runtime.inference.backends.batches import Batches, bucket_of
+from s3clip_runtime.inference.backends.onnxruntime import _PROBE, BoundGraph, OrtSession, choose_device
+from s3clip_runtime.inference.bundle import PLAIN, Bundle, Precision, Target, write_manifest
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.preprocess import resize_bicubic
+from s3clip_runtime.inference.targets import Choice, choose_target
 
 Crop = NDArray[np.uint8]
 
@@ -240,3 +244,187 @@ def test_probe_is_a_valid_graph_that_computes_relu() -> None:
     graph = onnxruntime.InferenceSession(_PROBE, providers=["CPUExecutionProvider"])
     assert graph.run(None, {"x": np.array([-2], np.float32)})[0] == [0]
     assert graph.run(None, {"x": np.array([2], np.float32)})[0] == [2]
+
+
+# Which graphs are run, and where
+
+FP16, TRT16, TRT32 = Target("onnx", "fp16"), Target("tensorrt", "fp16"), Target("tensorrt", "fp32")
+
+
+class Held:
+    """As much of a bundle as the choice looks at."""
+
+    def __init__(self, *targets: Target) -> None:
+        self.targets = (PLAIN, *targets)
+
+    def artefact(self, role: str, target: Target) -> None:
+        if target not in self.targets:
+            raise BundleError(f"holds no {target}")
+
+
+def choose(
+    patch: pytest.MonkeyPatch,
+    held: tuple[Target, ...],
+    device: str,
+    target: Target | None = None,
+    *,
+    problem: str | None = None,
+    probed: str = "cpu",
+) -> Choice:
+    """The choice on a machine whose driver has the problem and where ONNX Runtime's probe gives a device."""
+    patch.setattr(targets, "driver_problem", lambda: problem)
+    patch.setattr(
+        targets, "choose_device", lambda asked: (probed, "probed") if asked == "auto" else (asked, "as asked")
+    )
+    return choose_target(cast(Bundle, Held(*held)), device, target)
+
+
+@pytest.mark.parametrize(
+    ("held", "device", "expected"),
+    [
+        ((), "cpu", PLAIN),
+        ((FP16, TRT16), "cpu", PLAIN),
+        ((), "cuda", PLAIN),
+        ((FP16,), "cuda", FP16),
+        ((FP16, TRT32), "cuda", TRT32),
+        ((FP16, TRT32, TRT16), "cuda", TRT16),
+    ],
+)
+def test_a_device_takes_the_best_target_held(
+    monkeypatch: pytest.MonkeyPatch, held: tuple[Target, ...], device: str, expected: Target
+) -> None:
+    choice = choose(monkeypatch, held, device)
+    assert choice[:2] == (expected, device)
+    assert choice.reason.startswith(f"as asked; {expected} is ")
+
+
+@pytest.mark.parametrize(
+    ("held", "problem", "probed", "expected", "device"),
+    [
+        ((), None, "cpu", PLAIN, "cpu"),
+        ((FP16,), None, "cpu", PLAIN, "cpu"),
+        ((FP16,), None, "cuda", FP16, "cuda"),
+        ((FP16, TRT16), None, "cpu", TRT16, "cuda"),
+        ((TRT32,), None, "cpu", TRT32, "cuda"),
+        ((FP16, TRT16), "no driver", "cpu", PLAIN, "cpu"),
+    ],
+)
+def test_auto_takes_an_engine_where_there_is_a_driver(
+    monkeypatch: pytest.MonkeyPatch,
+    held: tuple[Target, ...],
+    problem: str | None,
+    probed: str,
+    expected: Target,
+    device: str,
+) -> None:
+    choice = choose(monkeypatch, held, "auto", problem=problem, probed=probed)
+    assert choice[:2] == (expected, device)
+    assert str(expected) in choice.reason
+    assert ("tensorrt-fp16 is left unused: no driver" in choice.reason) == (problem is not None)
+
+
+def test_a_target_that_is_asked_for_is_obeyed_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = (FP16, TRT16)
+    assert choose(monkeypatch, held, "auto", TRT16)[:2] == (TRT16, "cuda")
+    assert choose(monkeypatch, held, "cuda", TRT16)[:2] == (TRT16, "cuda")
+    assert choose(monkeypatch, held, "auto", FP16)[:2] == (FP16, "cpu")
+    assert choose(monkeypatch, held, "cuda", PLAIN)[:2] == (PLAIN, "cuda")
+    assert choose(monkeypatch, held, "cpu", FP16) == (FP16, "cpu", "as asked; onnx-fp16 as asked")
+    with pytest.raises(BackendError, match="target tensorrt-fp16 runs on cuda, not on cpu"):
+        choose(monkeypatch, held, "cpu", TRT16)
+    with pytest.raises(BundleError, match="holds no tensorrt-fp32"):
+        choose(monkeypatch, held, "auto", TRT32)
+    with pytest.raises(BackendError, match="device 'tpu' is unknown; use auto, cpu or cuda"):
+        choose(monkeypatch, held, "tpu")
+
+
+def test_the_embedder_tells_target_and_reason(folder: Path) -> None:
+    with Embedder(Bundle.open(folder), device="cpu", target=PLAIN, threads=1) as embedder:
+        assert (embedder.target, embedder.device) == (PLAIN, "cpu")
+        assert embedder.device_reason == "as asked; onnx-fp32 as asked"
+    with pytest.raises(BundleError, match="holds no onnx-fp16 graphs, only onnx-fp32"):
+        Embedder(Bundle.open(folder), target=FP16)
+
+
+def test_half_precision_is_optimised_less_on_the_cpu(folder: Path) -> None:
+    """ONNX Runtime's CPU provider crashes on float16 attention graphs with all optimisations."""
+    levels = onnxruntime.GraphOptimizationLevel
+    for precision, level in (("fp32", levels.ORT_ENABLE_ALL), ("fp16", levels.ORT_ENABLE_BASIC)):
+        session = OrtSession(folder / "encode.onnx", threads=1, precision=cast(Precision, precision))
+        graph = cast(onnxruntime.InferenceSession, session._graph)
+        assert graph.get_session_options().graph_optimization_level == level
+
+
+# The bound buffers of CUDA, driven on the CPU
+
+
+def bound(path: Path) -> tuple[OrtSession, list[BoundGraph]]:
+    """A session that runs as on CUDA, and its graph."""
+    session = OrtSession(path, threads=1)
+    assert session._graph is not None
+    assert BoundGraph.fits(session._batches)
+    session._bound = BoundGraph(session._graph, session._batches, "cpu")
+    return session, [session._bound]
+
+
+def test_bound_buffers_give_what_a_plain_run_gives(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    plain, (session, graphs) = OrtSession(folder / "encode.onnx", threads=1), bound(folder / "encode.onnx")
+    kept = []
+    for batch in (1, 3, 4, 64, 70, 3, 0):
+        shape = (batch, spec.CLIP_LENGTH, spec.PATCHES, WIDTH)
+        inputs: dict[str, NDArray[Any]] = {
+            "tokens": rng.random(shape).astype(np.float32),
+            "platform": rng.integers(0, 2, batch),
+        }
+        found, expected = session.run(inputs)["embedding"], plain.run(inputs)["embedding"]
+        np.testing.assert_array_equal(found, expected)
+        kept.append((found, expected))
+    assert sorted(graphs[0]._buckets) == [1, 4, 8, 64]
+    for found, expected in kept:  # later runs in the same buffers left earlier results alone
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_bound_buffers_are_made_once_a_bucket(folder: Path) -> None:
+    session, (graph,) = bound(folder / "enhance.onnx")
+    crops = np.ones((3, *spec.LR_SIZE, 3), np.uint8)
+    session.run({"crops": crops})
+    values = dict(graph._buckets[4].values)
+    session.run({"crops": crops[:2]})
+    session.run({"crops": np.concatenate([crops, crops[:1]])})
+    assert all(graph._buckets[4].values[name] is value for name, value in values.items())
+    assert values.keys() == {"crops", "tokens", "picture"}
+
+
+def test_errors_of_bound_runs_name_the_graph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, (graph,) = bound(folder / "enhance.onnx")
+    monkeypatch.setattr(graph, "_bind", lambda size: 1 / 0)
+    with pytest.raises(BackendError, match=r"enhance.onnx: the run on cpu failed: division by zero"):
+        session.run({"crops": np.ones((1, *spec.LR_SIZE, 3), np.uint8)})
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (None, None), (), (4, None)])
+def test_graphs_of_other_unknown_sizes_are_not_bound(shape: tuple[int | None, ...]) -> None:
+    known = {"x": TensorInfo((None, 3), np.dtype(np.float32))}
+    odd = {"y": TensorInfo(shape, np.dtype(np.float32))}
+    assert BoundGraph.fits(Batches(Path("g"), known, known))
+    assert not BoundGraph.fits(Batches(Path("g"), known, odd))
+    assert not BoundGraph.fits(Batches(Path("g"), odd, known))
+
+
+@pytest.mark.parametrize(
+    ("batch", "profile", "bucket"),
+    [
+        (1, (1, 8, 64), 1),
+        (2, (1, 8, 64), 2),
+        (3, (1, 8, 64), 4),
+        (33, (1, 8, 64), 64),
+        (64, (1, 8, 64), 64),
+        (1, (4, 8, 12), 4),
+        (9, (4, 8, 12), 12),
+    ],
+)
+def test_buckets_are_powers_of_two_within_the_profile(
+    batch: int, profile: tuple[int, int, int], bucket: int
+) -> None:
+    assert bucket_of(batch, profile) == bucket
