@@ -352,6 +352,22 @@ import tensorrt
     assert "tensorrt-fp16 is left unused: the NVIDIA driver is not installed" in automatic
 
 
+@pytest.mark.skipif(cuda.driver_problem() is None, reason="this machine has a GPU")
+def test_a_session_asks_for_the_driver_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match="cuda cannot be used: the NVIDIA driver is not installed"):
+        open_session(folder, "enhance")
+
+
+def test_importing_the_embedder_imports_no_backend() -> None:
+    code = (
+        "import sys, s3clip_runtime.inference.embedder\n"
+        "print({'tensorrt', 'cuda', 'onnxruntime'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()"
+
+
 def test_the_fake_has_only_what_a_real_tensorrt_has() -> None:
     """TensorRT for RTX has the API of TensorRT 11 and can be installed everywhere."""
     real = pytest.importorskip("tensorrt_rtx")

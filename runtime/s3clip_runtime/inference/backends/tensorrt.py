@@ -67,8 +67,8 @@ class TensorRtSession:
     """
 
     def __init__(self, path: Path, entry: Engine, *, stream: cuda.Stream | None = None) -> None:
-        # The order matters: a TensorRT object that is made without a driver ends the process.
-        cuda.require_driver()
+        # The order matters: a TensorRT object that is made without a driver ends the process. `cuda.gpu`,
+        # asked by the first check, refuses if there is none.
         _check_gpu(path, entry)
         self._trt = _import_tensorrt()
         _check_version(path, entry, self._trt.__version__)
@@ -209,9 +209,8 @@ class TensorRtSession:
     def _first_run(self, size: int) -> _Bucket:
         """Run a batch size for the first time, then capture it for all later times."""
         bucket = _Bucket(self._context(size))
-        self._execute(
-            bucket.context
-        )  # TensorRT prepares itself for new shapes here, which cannot be captured
+        # TensorRT prepares itself for new shapes in this run, which cannot be captured.
+        self._execute(bucket.context)
         self.stream.wait()
         if self.capture_problem is None:
             try:
