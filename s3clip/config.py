@@ -57,6 +57,10 @@ class DataSettings(Section):
             )
         return self
 
+    def at(self, root: Path | None) -> DataSettings:
+        """The same layout below another root; None changes nothing."""
+        return self if root is None else self.model_copy(update={"root": root, "synthetic": None})
+
 
 class SuperResolutionSettings(Section):
     """SwinIR-S x2 (method.md 1.1)."""

@@ -137,7 +137,7 @@ def test_role_that_is_missing_or_double(folder: Path) -> None:
     edit_manifest(folder, artefacts=entries[:2])
     assert "role encode (onnx-fp32) must be there exactly once, found 0 times" in refusal(folder)
     edit_manifest(folder, artefacts=[*entries, entries[0]])
-    assert "role enhance (fp32, onnx) must be there exactly once, found 2 times" in refusal(folder)
+    assert "role enhance (onnx-fp32) must be there exactly once, found 2 times" in refusal(folder)
     edit_manifest(folder, artefacts=[])
     assert "found 0 times" in refusal(folder)
 

@@ -1,31 +1,74 @@
-"""s3clip-export: a finished run in, a verified bundle out."""
+"""s3clip-export: a finished run in, a proven bundle out; and the proof on its own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from s3clip_runtime.cli.errors import Command, needs_extra
+from s3clip_runtime.cli.errors import DefaultGroup, needs_extra
+
+if TYPE_CHECKING:
+    from s3clip_runtime.inference.bundle import Proof
+
+_PATH = click.Path(path_type=Path)
 
 
-@click.command(cls=Command, name="s3clip-export")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the new bundle.")
+@click.group(cls=DefaultGroup, default="run", name="s3clip-export")
+def main() -> None:
+    """Export a model: `s3clip-export RUN -o BUNDLE` is short for `s3clip-export run RUN -o BUNDLE`."""
+
+
+@main.command
+@click.argument("run_folder", metavar="RUN", type=_PATH)
+@click.option("-o", "--out", required=True, type=_PATH, help="Folder of the new bundle.")
+@click.option("--fp16", is_flag=True, help="Also FP16 graphs, after an audit of their ranges.")
+@click.option("--trt", is_flag=True, help="Also FP16 TensorRT engines, built on this machine's GPU for it.")
 @click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Data set whose test crops prove parity; default: the run's.",
+    "--verify", "data", type=_PATH, metavar="DATA", help="Data set of the proof; default the run's."
 )
-@click.option("--tracklets", default=64, show_default=True, help="Tracklets to measure parity on.")
-def main(run: Path, out: Path, data: Path | None, tracklets: int) -> None:
-    """Export RUN (a folder of s3clip-train) to ONNX graphs that are proven against PyTorch."""
+@click.option("--tracklets", type=click.IntRange(2), default=64, show_default=True, help="To prove it on.")
+@click.option(
+    "--no-reference",
+    is_flag=True,
+    help="Keep no test crops in the bundle: s3clip-doctor cannot check it then. They show people.",
+)
+def run(
+    run_folder: Path, out: Path, fp16: bool, trt: bool, data: Path | None, tracklets: int, no_reference: bool
+) -> None:
+    """Export RUN (a folder of s3clip-train) to graphs that are proven against PyTorch."""
     with needs_extra("export"):
-        from s3clip_export.write import export_run
+        from s3clip_export.write import Wanted, export_run
 
-    parity = export_run(run, out, data=data, tracklets=tracklets)
-    click.echo(
-        f"bundle {out}: parity on {parity.tracklets} tracklets, cosine worst {parity.worst_cosine:.8f} "
-        f"mean {parity.mean_cosine:.8f}, max abs error {parity.max_abs_error:.2e}, "
-        f"top-1 agreement {parity.top1_agreement:.1%}"
-    )
+    wanted = Wanted(fp16=fp16, engines=trt, reference=not no_reference, tracklets=tracklets)
+    proofs = export_run(run_folder, out, data=data, wanted=wanted)
+    _say(out, proofs)
+
+
+@main.command
+@click.argument("bundle", type=_PATH)
+@click.argument("data", type=_PATH)
+@click.option("--run", "run_folder", type=_PATH, metavar="RUN", help="Its run; else looked for in runs/.")
+@click.option("--tracklets", type=click.IntRange(2), default=64, show_default=True, help="To prove it on.")
+def verify(bundle: Path, data: Path, run_folder: Path | None, tracklets: int) -> None:
+    """Prove every target of BUNDLE against PyTorch on the test split of DATA, and write the new report."""
+    with needs_extra("export"):
+        from s3clip_export.write import find_run, verify_bundle
+        from s3clip_runtime.inference.bundle import Bundle
+
+    draft = Bundle.draft(bundle)
+    proofs = verify_bundle(draft, find_run(draft, run_folder), data, tracklets)
+    _say(bundle, proofs)
+
+
+def _say(bundle: Path, proofs: Sequence[Proof]) -> None:
+    for proof in proofs:
+        click.echo(
+            f"{proof.target} on {proof.device}, {proof.tracklets} tracklets: "
+            f"cosine min {proof.cosine_min:.7f} mean {proof.cosine_mean:.7f}, "
+            f"max abs error {proof.max_abs_error:.2e}, top-1 {proof.top1_agreement:.1%}, "
+            f"Kendall tau {proof.kendall_tau:.4f}"
+        )
+    click.echo(f"bundle {bundle}: every bound holds; its report is the report-*.html in it")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import Session, TensorInfo
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession, choose_device
-from s3clip_runtime.inference.bundle import PLAIN, Bundle, Contract, Role
+from s3clip_runtime.inference.bundle import PLAIN, Bundle, Contract, Role, Target
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, PLATFORMS
@@ -35,14 +35,16 @@ class Embedder:
         BackendError: a graph cannot be loaded on the device, or its inputs and outputs break the contract.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, device: str = "auto", target: Target = PLAIN, threads: int | None = None
+    ) -> None:
         self.contract = bundle.manifest.contract
         self.embedding_space = bundle.manifest.embedding_space
         self.device, self.device_reason = choose_device(device)
         with ExitStack() as opened:
             self._sessions: dict[Role, Session] = {}
             for role, (inputs, outputs) in _signatures(self.contract).items():
-                session = OrtSession(bundle.file(role, PLAIN), device=self.device, threads=threads)
+                session = open_session(bundle, role, target, self.device, threads)
                 opened.callback(session.close)
                 _check_signature(bundle, role, "input", session.inputs, inputs)
                 _check_signature(bundle, role, "output", session.outputs, outputs)
@@ -118,6 +120,17 @@ class Embedder:
                 "export again with s3clip-export and check its parity report"
             )
         return embeddings
+
+
+def open_session(
+    bundle: Bundle, role: Role, target: Target, device: str, threads: int | None = None
+) -> Session:
+    """One graph of a bundle on a device; the caller closes it.
+
+    Raises:
+        BackendError: it cannot be loaded there.
+    """
+    return OrtSession(bundle.file(role, target), device=device, threads=threads)
 
 
 _Memory = tuple[int, tuple[int, ...], tuple[int, ...]]
