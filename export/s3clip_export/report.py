@@ -18,8 +18,8 @@ from s3clip_runtime.inference.gate import AT_LEAST, figures
 
 TEMPLATE = "report.html.j2"
 
-SMALLEST_ERROR = 1e-9
-"""Where the logarithmic axes begin: float32 knows nothing smaller."""
+SMALLEST_ERROR = 1e-16
+"""What a logarithmic axis shows in the place of no error at all."""
 
 MEANINGS = {
     "frames": "clips whose frames the runtime would choose otherwise",

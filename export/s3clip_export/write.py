@@ -88,7 +88,7 @@ def export_run(run: Path, out: Path, *, data: Path | None, wanted: Wanted) -> tu
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
         trial = begin_trial(model, config.data.at(data), wanted.tracklets, staging)
-        manifest = _export_graphs(model, staging, name=out.name, training=training)
+        manifest = export_graphs(model, staging, name=out.name, training=training)
         manifest = _add_targets(staging, manifest, trial, wanted)
         write_manifest(staging, manifest)
         manifest = prove_all(Bundle.draft(staging), trial, model)
@@ -194,7 +194,8 @@ def _finish(folder: Path, manifest: Manifest, trial: Trial, *, keep_reference: b
     Bundle.open(folder)
 
 
-def _export_graphs(model: S3Clip, folder: Path, *, name: str, training: dict[str, JsonValue]) -> Manifest:
+def export_graphs(model: S3Clip, folder: Path, *, name: str, training: dict[str, JsonValue]) -> Manifest:
+    """Write the three FP32 graphs into an empty folder; the manifest, without proofs, is not written."""
     artefacts = []
     for source in tqdm(graph_sources(model), desc="export", unit="graph"):
         path = folder / f"{source.role}.onnx"
