@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from s3clip_runtime.doctor.finding import numbers
 from s3clip_runtime.doctor.probe import NOT_INSTALLED
 
 PROBE_TIMEOUT_S = 60.0
@@ -39,12 +40,17 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """NVIDIA's driver. `cuda` is the newest CUDA version that it can serve; `error` says why there are no GPUs."""
+    """NVIDIA's driver. `cuda` is the newest version that it serves; `error` says why there are no GPUs."""
 
     kernel: str | None = None
     cuda: str | None = None
     gpus: tuple[Gpu, ...] = ()
     error: str | None = None
+
+    @property
+    def absence(self) -> str:
+        """Why there is no GPU."""
+        return self.error or "the driver names none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +201,7 @@ def run_probe(name: str, timeout_s: float) -> dict[str, Any]:
 
 
 def read_apart(command: Sequence[str], timeout_s: float) -> dict[str, Any]:
-    """The JSON object in the last line that a command prints, else `error`: its signal, time-out or exit code."""
+    """The JSON object in the last line that a command prints, else `error`: signal, time-out or exit code."""
     try:
         done = subprocess.run(
             command,
@@ -224,7 +230,7 @@ def read_apart(command: Sequence[str], timeout_s: float) -> dict[str, Any]:
 
 def jetpack_of(l4t: str) -> str:
     """JetPack version of an L4T release, as far as it tells: "36.4.3" belongs to 6."""
-    major, minor = (int(part) for part in l4t.split(".")[:2])
+    major, minor = (*numbers(l4t), 0, 0)[:2]
     if major >= 38:
         return {38: "7.1" if minor >= 4 else "7.0", 39: "7.2"}.get(major, "7")
     return {36: "6", 35: "5", 32: "4"}.get(major, "unknown")
