@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-MODULES = {"s3clip-train": "s3clip.cli", "s3clip-export": "s3clip_export.cli"}
+MODULES = {
+    "s3clip-train": "s3clip.cli",
+    "s3clip-export": "s3clip_export.cli",
+    "s3clip-doctor": "s3clip_runtime.cli.doctor",
+}
 
 
 def call(module: str, *words: str, without: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -23,6 +28,13 @@ def test_help_needs_no_torch(command: str, module: str) -> None:
     done = call(module, "--help", without="torch")
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_help_of_the_doctor_answers_in_under_a_second() -> None:
+    call("s3clip_runtime.cli.doctor", "--help")  # the first start may have to compile
+    began = time.monotonic()
+    done = call("s3clip_runtime.cli.doctor", "--help", without="numpy")
+    assert (done.returncode, time.monotonic() - began < 1) == (0, True)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ def gpu(machine: Machine) -> Finding:
         more = f" and {len(driver.gpus) - 1} more" if len(driver.gpus) > 1 else ""
         return Finding(
             "ok",
-            f"{gpu.name}, compute capability {gpu.compute_capability}{more}; driver {driver.kernel or 'unknown'}, "
-            f"up to CUDA {driver.cuda}",
+            f"{gpu.name}, compute capability {gpu.compute_capability}{more}; "
+            f"driver {driver.kernel or 'unknown'}, up to CUDA {driver.cuda}",
         )
     if driver.kernel is None and not machine.jetson:
         return Finding("note", f"no NVIDIA GPU: {driver.absence}", "CPU works")
