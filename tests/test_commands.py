@@ -31,10 +31,12 @@ def test_help_needs_no_torch(command: str, module: str) -> None:
 
 
 def test_help_of_the_doctor_answers_in_under_a_second() -> None:
-    call("s3clip_runtime.cli.doctor", "--help")  # the first start may have to compile
-    began = time.monotonic()
-    done = call("s3clip_runtime.cli.doctor", "--help", without="numpy")
-    assert (done.returncode, time.monotonic() - began < 1) == (0, True)
+    seconds = []
+    for _ in range(3):  # the first start may have to compile, and neighbours may slow down another
+        began = time.monotonic()
+        assert call("s3clip_runtime.cli.doctor", "--help", without="numpy").returncode == 0
+        seconds.append(time.monotonic() - began)
+    assert min(seconds) < 1
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_help_of_the_doctor_answers_in_under_a_second() -> None:
     [
         ("s3clip.cli", ["config.toml"], "train"),
         ("s3clip.cli", ["evaluate", "runs/a"], "train"),
-        ("s3clip_export.cli", ["run", "-o", "bundle"], "export"),
+        ("s3clip_export.cli", ["runs/a", "-o", "bundle"], "export"),
     ],
 )
 def test_a_missing_extra_is_named(module: str, words: list[str], extra: str) -> None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from s3clip_runtime.doctor.machine import (
     jetpack_of,
     read_apart,
     read_machine,
+    run_probe,
 )
 from s3clip_runtime.doctor.probe import EMPTY_NAMESPACE, NOT_INSTALLED
 from s3clip_runtime.inference.bundle import (
@@ -134,8 +136,9 @@ def without(machine: Machine, *names: str, **more: str) -> dict[str, str]:
     return kept | {name.replace("_", "-"): version for name, version in more.items()}
 
 
-def the_finding(machine: Machine, text: str) -> Finding:
-    found = [finding for finding in examine(machine) if text in finding.what]
+def the_finding(machine: Machine, *texts: str) -> Finding:
+    """The only finding that says all of it."""
+    found = [finding for finding in examine(machine) if all(text in finding.what for text in texts)]
     assert len(found) == 1, examine(machine)
     return found[0]
 
@@ -500,10 +503,8 @@ TRAPS: dict[str, Trap] = {
 @pytest.mark.parametrize("name", TRAPS)
 def test_trap(name: str) -> None:
     machine, changes, status, texts, cure = TRAPS[name]
-    finding = the_finding(dataclasses.replace(machine, **changes), texts[0])
-    assert finding.status == status
-    assert all(text in finding.what for text in texts), finding.what
-    assert finding.cure == cure
+    finding = the_finding(dataclasses.replace(machine, **changes), *texts)
+    assert (finding.status, finding.cure) == (status, cure)
 
 
 def test_jetpack_7_2_2_may_have_tensorrt_11() -> None:
@@ -571,8 +572,9 @@ def test_an_import_that_crashes_becomes_a_finding(monkeypatch: pytest.MonkeyPatc
 
 def test_an_import_that_hangs_becomes_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     die_in(monkeypatch, tmp_path, "tensorrt", "time.sleep(60)")
-    finding = the_finding(read_machine(timeout_s=10), "TensorRT cannot be imported")
-    assert (finding.status, "no answer in 10 s" in finding.what) == ("problem", True)
+    machine = dataclasses.replace(GPU_BOX, tensorrt=TensorRT(**run_probe("tensorrt", timeout_s=0.5)))
+    finding = the_finding(machine, "TensorRT cannot be imported", "no answer in 0.5 s")
+    assert finding.status == "problem"
 
 
 def test_nothing_can_be_read_and_still_nothing_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,9 +598,84 @@ def test_the_real_machine() -> None:
     assert machine.python == ".".join(map(str, sys.version_info[:3]))
     assert machine.numpy.version == np.__version__
     assert machine.packages["opencv-python"] == importlib.metadata.version("opencv-python")
-    assert machine.unread == {}
-    assert machine.cores is not None
-    assert machine.cores >= 1
+    assert not machine.unread.keys() & {"packages", "disk", "libraries"}
+
+
+DRIVER = """
+int cuDriverGetVersion(int *v) { *v = 13020; return 0; }
+int cuInit(unsigned flags) { return CODE; }
+int cuGetErrorString(int code, const char **text) { *text = "no such luck"; return 0; }
+int cuDeviceGetCount(int *n) { *n = 2; return 0; }
+int cuDeviceGet(int *device, int index) { *device = index + 40; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { name[0] = 'A' + device - 40; name[1] = 0; return 0; }
+int cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 75 ? 8 : 7; return 0; }
+int nvmlInit_v2(void) { return 0; }
+int nvmlSystemGetDriverVersion(char *text, unsigned size) { __builtin_strcpy(text, "595.58.03"); return 0; }
+"""
+LIBRARIES = """
+#include <stddef.h>
+int cudaRuntimeGetVersion(int *v) { *v = 12060; return 0; }
+int cublasGetProperty(int part, int *v) { *v = 12 + part; return 0; }
+size_t cudnnGetVersion(void) { return 91300; }
+int getInferLibVersion(void) { return INFER; }
+"""
+
+
+def compile_library(folder: Path, source: str, *sonames: str, **defines: int) -> None:
+    """A shared library of C functions under some names of NVIDIA's."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    flags = [f"-D{name}={value}" for name, value in defines.items()]
+    for soname in sonames:
+        line = [compiler, "-shared", "-fPIC", "-x", "c", "-", f"-Wl,-soname,{soname}", *flags, "-o"]
+        subprocess.run([*line, str(folder / soname)], input=source, text=True, check=True, timeout=60)
+
+
+def test_the_driver_is_asked_as_its_interface_demands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for libcuda and NVML: no GPU is needed to show that the calls are right."""
+    compile_library(tmp_path, DRIVER, "libcuda.so.1", "libnvidia-ml.so.1", CODE=0)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    driver = read_machine().driver
+    assert driver == Driver("595.58.03", "13.2", (Gpu("A", "8.7"), Gpu("B", "8.7")))
+
+
+def test_a_driver_that_refuses_gives_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_library(tmp_path, DRIVER, "libcuda.so.1", "libnvidia-ml.so.1", CODE=803)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    finding = the_finding(read_machine(), "595.58.03 is loaded", "cuInit: error 803, no such luck")
+    assert finding.status == "problem"
+
+
+@pytest.mark.parametrize(
+    ("number", "soname", "version"),
+    [
+        (101602, "libnvinfer.so.10", "10.16.2"),
+        (110400, "libnvinfer.so.11", "11.4.0"),
+        (8601, "libnvinfer.so.8", "8.6.1"),
+    ],
+)
+def test_libraries_tell_their_versions(
+    number: int, soname: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {"libcudart.so.12": "12.6", "libcublas.so.12": "12.13.14", "libcudnn.so.9": "9.13.0"}
+    compile_library(tmp_path, LIBRARIES, soname, *others, INFER=number)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    found = run_probe("libraries", 60)
+    for name, wanted in {**others, soname: version}.items():
+        assert found[name] == {"place": "system", "path": str(tmp_path / name), "version": wanted}
+
+
+def test_a_library_that_cannot_be_loaded_is_told_from_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "libnvinfer.so.10").write_bytes(b"git-lfs pointer")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    found = run_probe("libraries", 60)
+    assert "file too short" in found["libnvinfer.so.10"]["error"]
+    assert "libnvinfer.so.8" not in found
 
 
 # The command -----------------------------------------------------------------------------------------------
