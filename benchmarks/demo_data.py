@@ -22,6 +22,8 @@ DEMO = ROOT / "runtime" / "s3clip_runtime" / "demo"
 VIDEO_SEED = 5
 PEOPLE = 7
 SECONDS = 20.0
+REFERENCE = 6
+"""Tracklets kept in the bundle: enough for s3clip-doctor, and small enough for a wheel."""
 MAX_BUNDLE_BYTES = 6_000_000
 MAX_VIDEO_BYTES = 2_000_000
 
@@ -37,7 +39,7 @@ def main() -> None:
     train(load_config(ROOT / "configs" / "synthetic.toml"), run, threading.Event())
     with tempfile.TemporaryDirectory(dir=DEMO.parent) as folder:
         fresh = Path(folder)
-        export_run(run, fresh / "bundle", data=None, wanted=Wanted())
+        export_run(run, fresh / "bundle", data=None, wanted=Wanted(reference=REFERENCE))
         write_videos(fresh, seed=VIDEO_SEED, identities=PEOPLE, seconds=SECONDS)
         bundle, videos = size_of(list((fresh / "bundle").iterdir())), size_of(list(fresh.glob("*.mp4")))
         print(f"bundle {bundle / 1e6:.2f} MB, videos {videos / 1e6:.2f} MB")

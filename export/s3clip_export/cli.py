@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from s3clip_runtime.cli.errors import DefaultGroup, needs_extra
+from s3clip_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from s3clip_runtime.inference.bundle import Proof
@@ -31,18 +32,23 @@ def main() -> None:
 )
 @click.option("--tracklets", type=click.IntRange(2), default=64, show_default=True, help="To prove it on.")
 @click.option(
-    "--no-reference",
-    is_flag=True,
-    help="Keep no test crops in the bundle: s3clip-doctor cannot check it then. They show people.",
+    "--reference",
+    type=click.IntRange(0),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Tracklets whose crops are kept in the bundle, for s3clip-doctor. They show people; 0 keeps none.",
 )
 def run(
-    run_folder: Path, out: Path, fp16: bool, trt: bool, data: Path | None, tracklets: int, no_reference: bool
+    run_folder: Path, out: Path, fp16: bool, trt: bool, data: Path | None, tracklets: int, reference: int
 ) -> None:
     """Export RUN (a folder of s3clip-train) to graphs that are proven against PyTorch."""
+    if reference == 1:
+        raise ConfigError("--reference 1 cannot be ranked; keep at least 2 tracklets, or 0")
     with needs_extra("export"):
         from s3clip_export.write import Wanted, export_run
 
-    wanted = Wanted(fp16=fp16, engines=trt, reference=not no_reference, tracklets=tracklets)
+    wanted = Wanted(fp16=fp16, engines=trt, reference=reference, tracklets=tracklets)
     proofs = export_run(run_folder, out, data=data, wanted=wanted)
     _say(out, proofs)
 

@@ -45,13 +45,13 @@ class Wanted:
     Attributes:
         fp16: FP16 graphs.
         engines: TensorRT engines of the FP16 graphs, built on and for this machine.
-        reference: some of the test crops with PyTorch's answers, for s3clip-doctor on the device.
+        reference: tracklets whose crops and PyTorch's answers are kept, for s3clip-doctor on the device.
         tracklets: about how many the proofs are measured on.
     """
 
     fp16: bool = False
     engines: bool = False
-    reference: bool = True
+    reference: int = 16
     tracklets: int = 64
 
 
@@ -92,7 +92,7 @@ def export_run(run: Path, out: Path, *, data: Path | None, wanted: Wanted) -> tu
         manifest = _add_targets(staging, manifest, trial, wanted)
         write_manifest(staging, manifest)
         manifest = prove_all(Bundle.draft(staging), trial, model)
-        _finish(staging, manifest, trial, keep_reference=wanted.reference)
+        _finish(staging, manifest, trial, wanted.reference)
         staging.chmod(0o755)  # mkdtemp makes it private
         staging.rename(out)
     finally:
@@ -181,10 +181,10 @@ def _add_targets(folder: Path, manifest: Manifest, trial: Trial, wanted: Wanted)
     return manifest
 
 
-def _finish(folder: Path, manifest: Manifest, trial: Trial, *, keep_reference: bool) -> None:
-    """Write the reference, or remove it, and the manifest; then read the bundle as a user would."""
-    if keep_reference:
-        write_reference(trial.file, shipped_part(trial.reference))
+def _finish(folder: Path, manifest: Manifest, trial: Trial, kept: int) -> None:
+    """Write `kept` clips of the reference, and the manifest; then read the bundle as a user would."""
+    if kept:
+        write_reference(trial.file, shipped_part(trial.reference, kept))
         reference = attachment_of(trial.file)
         attachments = {**manifest.attachments, "reference": reference}
         manifest = manifest.model_copy(update={"attachments": attachments})
