@@ -1,81 +1,65 @@
-"""A finished training run to a bundle: export, measure, and only then put it in its place."""
+"""A network to a bundle: export, measure, and only then put it in its place."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 import torch
 from pydantic import JsonValue
 from tqdm import tqdm
 
-from s3clip.checkpoint import read_origins, read_run
+from s3clip.config import DataSettings
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
 from s3clip.models.model import S3Clip
 from s3clip_export.onnx import OPSET, export_graph, graph_sources
+from s3clip_export.origin import Origin
 from s3clip_export.verify import broken_bounds, choose_tracklets, measure_parity
-from s3clip_runtime.errors import BundleError, ConfigError
+from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import (
     Artefact,
     Bundle,
     Contract,
     Manifest,
-    Parity,
+    Proof,
     Role,
     sha256_file,
     write_manifest,
 )
 
 
-def export_run(run: Path, out: Path, *, data: Path | None, tracklets: int) -> Parity:
-    """Write the bundle of a run to `out`, or nothing.
+def export(origin: Origin, out: Path, *, data: DataSettings, tracklets: int) -> Proof:
+    """Write the bundle of a network to `out`, or nothing.
 
     Args:
-        run: folder of a finished s3clip-train.
+        origin: the network.
         out: the bundle's folder; must not exist.
-        data: root of a data set whose test split gives the crops; None takes the run's own.
+        data: the data set whose test split gives the crops.
         tracklets: how many tracklets the parity is measured on.
 
     Raises:
-        ConfigError: the run has no super-resolver.
         BundleError: `out` exists, a graph breaks the contract, or the parity misses a bound.
     """
     if out.exists():
         raise BundleError(f"bundle {out}: exists already; choose another folder or delete it")
-    config, model, results = read_run(run)
-    if model.direct:
-        raise ConfigError(
-            f"run {run}: sr.kind is none, and a bundle needs a super-resolver for LR crops; "
-            "export a run with another sr.kind"
-        )
-    settings = (
-        config.data if data is None else config.data.model_copy(update={"root": data, "synthetic": None})
-    )
-    chosen = choose_tracklets(protocol_tracklets(read_protocols(settings)), tracklets)
+    model = origin.model
+    chosen = choose_tracklets(protocol_tracklets(read_protocols(data)), tracklets)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
-        training: dict[str, JsonValue] = {
-            "config": json.loads(config.model_dump_json()),
-            "weights_sha256": cast(
-                JsonValue, sorted(read_origins(run).values())
-            ),  # without paths: they are the trainer's own
-            "results": results,
-        }
-        manifest = _export_graphs(model, staging, name=out.name, training=training)
+        manifest = _export_graphs(model, staging, name=out.name, training=origin.training)
         parity = measure_parity(model, Bundle(staging, manifest), chosen)
         problems = broken_bounds(parity)
         if problems:
             raise BundleError(
                 f"bundle {out} was not written, its graphs differ from PyTorch: {'; '.join(problems)}"
             )
-        write_manifest(staging, manifest.model_copy(update={"parity": parity}))
+        write_manifest(staging, manifest.model_copy(update={"proofs": (parity,)}))
         staging.chmod(0o755)  # mkdtemp makes it private
         staging.rename(out)
     finally:
@@ -108,7 +92,7 @@ def _export_graphs(model: S3Clip, folder: Path, *, name: str, training: dict[str
         contract=Contract.current(width, width + out_dim, model.visual.config.patches),
         artefacts=tuple(artefacts),
         training=training,
-        parity=None,
+        proofs=(),
     )
 
 
