@@ -27,7 +27,7 @@ from s3clip_export.cli import main
 from s3clip_export.foreign import foreign_super_resolver, is_function
 from s3clip_export.onnx import export_graph, graph_problems, graph_sources
 from s3clip_export.origin import origin_of_checkpoints
-from s3clip_runtime.errors import ConfigError, WeightsError
+from s3clip_runtime.errors import BundleError, ConfigError, WeightsError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
 from s3clip_runtime.inference.bundle import Bundle, sha256_file
 from s3clip_runtime.inference.clips import Clip, spread_indices
@@ -287,8 +287,8 @@ class Network(nn.Module):
 
     def forward(self, x):
         b, c, h, w = x.shape
-        tokens = self.body(x).view(b, 12, h * w).transpose(1, 2)
-        tokens = tokens.reshape(b, h // 8, 8, w, 12).softmax(2).reshape(b, h * w, 12)
+        tokens = self.body(x).view(b, 12, h * w).transpose(1, 2).reshape(b * h, 1, w, 12)
+        tokens = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).reshape(b, h * w, 12)
         big = nn.functional.interpolate(x, size=(2 * h, 2 * w), mode="bilinear")
         return self.shuffle(tokens.transpose(1, 2).reshape(b, 12, h, w)) + big
 
@@ -306,6 +306,29 @@ def test_a_super_resolver_that_computes_shapes_exports(
     source = write_module(tmp_path, "shapes_at_run_time", SHAPES_AT_RUN_TIME)
     model = origin_of_checkpoints(files[0], source).model
     compare_enhance(model, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("own", "bad", "message"),
+    [
+        ("reshape(b, 12, h, w)", "reshape(int(b / 1), 12, h, w)", "batch dimension is fixed to 2"),
+        ("+ big", "+ big + self.body.bias[:1].view(1, 1, 1, 1).expand(b, 3, 1, 1)", "1 x Shape, allowed 0"),
+    ],
+)
+def test_a_super_resolver_that_fixes_its_batch_is_refused(
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own: str,
+    bad: str,
+    message: str,
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = write_module(tmp_path, f"fixed_batch_{len(bad)}", SHAPES_AT_RUN_TIME.replace(own, bad))
+    model = origin_of_checkpoints(files[0], source).model
+    with pytest.raises(BundleError, match=rf"{message}; .*reshape\(-1, \.\.\.\)"):
+        export_graph(graph_sources(model)[0], tmp_path / "enhance.onnx")
 
 
 def compare_enhance(model: S3Clip, folder: Path) -> None:

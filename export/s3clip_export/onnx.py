@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from s3clip.models.model import S3Clip
+from s3clip_export.fixed_shapes import write_down_shapes
 from s3clip_export.graphs import Encode, Enhance, Patchify
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, FRAME_SIZE, LR_SIZE, PLATFORMS
@@ -71,9 +72,13 @@ def export_graph(source: GraphSource, path: Path) -> None:
         raise BundleError(f"graph {source.role}: the exporter returned nothing; update torch and onnxscript")
     graph = program.model_proto
     _strip_traces(graph)
+    write_down_shapes(graph)
     problems = graph_problems(graph)
     if problems:
-        raise BundleError(f"graph {source.role} breaks the contract: {'; '.join(problems)}")
+        raise BundleError(
+            f"graph {source.role} breaks the contract: {'; '.join(problems)}; a network of your own must "
+            "leave the batch free: reshape(-1, ...), no int(x.shape[0]) and no expand to it"
+        )
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
 
