@@ -19,6 +19,7 @@ from s3clip.models.model import build_model
 from s3clip.train import train
 from s3clip_export import write
 from s3clip_export.onnx import export_graph, graph_problems, graph_sources
+from s3clip_export.origin import origin_of_run
 from s3clip_export.verify import choose_tracklets, restrict
 from s3clip_runtime.errors import BundleError, ConfigError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
@@ -38,8 +39,13 @@ def run_folder(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def exported(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export") / "bundle"
-    write.export_run(run_folder, out, data=None, wanted=write.Wanted(tracklets=8))
+    export_run(run_folder, out)
     return out
+
+
+def export_run(run: Path, out: Path) -> None:
+    origin = origin_of_run(run)
+    write.export(origin, out, data=origin.config.data, wanted=write.Wanted(tracklets=8))
 
 
 def test_the_bundle_opens_with_a_proof_within_bounds(exported: Path) -> None:
@@ -80,7 +86,7 @@ def test_a_run_without_a_super_resolver_is_refused(tiny_world: Path, tmp_path: P
     tree |= {"sr": {"kind": "none"}, "prompts": {"epochs": 0}}
     train(parse_config(tree, "test"), tmp_path / "run", threading.Event())
     with pytest.raises(ConfigError, match="needs a super-resolver"):
-        write.export_run(tmp_path / "run", tmp_path / "bundle", data=None, wanted=write.Wanted(tracklets=4))
+        export_run(tmp_path / "run", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -118,9 +124,9 @@ def test_an_unfinished_run_and_an_existing_bundle_are_refused(
     exported: Path, run_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"config\.json is missing"):
-        write.export_run(tmp_path, tmp_path / "bundle", data=None, wanted=write.Wanted())
+        export_run(tmp_path, tmp_path / "bundle")
     with pytest.raises(BundleError, match="exists already"):
-        write.export_run(run_folder, exported, data=None, wanted=write.Wanted())
+        export_run(run_folder, exported)
 
 
 def test_proofs_see_whole_identities_hr_and_lr(tiny_world: Path) -> None:

@@ -39,6 +39,7 @@ from s3clip_runtime.inference.bundle import (
     sha256_file,
     write_manifest,
 )
+from s3clip_runtime.inference.clips import spread_indices
 from s3clip_runtime.inference.reference import Reference, read_reference, write_reference
 from s3clip_runtime.inference.spec import FRAME_SIZE, LR_SIZE, SR_SIZE
 
@@ -174,8 +175,7 @@ def test_weights_of_8_bits_rounded_to_6_break_the_gate(case: Case, tmp_path: Pat
 def test_a_runtime_that_chooses_other_frames_breaks_the_gate(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = measure.spread_indices
-    monkeypatch.setattr(measure, "spread_indices", lambda n: [min(i + 1, n - 1) for i in right(n)])
+    monkeypatch.setattr(measure, "spread_indices", lambda n: [min(i + 1, n - 1) for i in spread_indices(n)])
     assert failing_stage(case, "fp16") == "frames"
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from s3clip.models.model import S3Clip
+from s3clip_export.fixed_shapes import write_down_shapes
 from s3clip_export.graphs import Encode, Enhance, Patchify
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, FRAME_SIZE, LR_SIZE, PLATFORMS
@@ -83,9 +84,13 @@ def export_graph(source: GraphSource, path: Path) -> None:
     blocks = _block_outputs(graph)
     _strip_traces(graph)
     onnx.helper.set_model_props(graph, {BLOCKS: json.dumps(blocks)})
+    write_down_shapes(graph)
     problems = graph_problems(graph)
     if problems:
-        raise BundleError(f"graph {source.role} breaks the contract: {'; '.join(problems)}")
+        raise BundleError(
+            f"graph {source.role} breaks the contract: {'; '.join(problems)}; a network of your own must "
+            "leave the batch free: reshape(-1, ...), no int(x.shape[0]) and no expand to it"
+        )
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -31,9 +31,6 @@ from s3clip_runtime.inference.reference import Reference, write_reference
 
 STAGE_CLIPS = 2
 """LR clips and HR clips, each, whose tokens are compared: 3 MB a clip at full size."""
-
-SHIPPED = 16
-"""Tracklets of the reference that goes into the bundle."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +141,13 @@ def begin_trial(model: S3Clip, data: DataSettings, count: int, scratch: Path) ->
     return Trial(tracklets, restrict(protocols, tracklets), reference, file, is_synthetic(data))
 
 
-def shipped_part(reference: Reference) -> Reference:
-    """What of a reference goes into the bundle: the clips whose tokens are known, filled up to `SHIPPED`."""
-    first = list(reference.tokens)
-    others = [i for i in range(len(reference.clips)) if i not in reference.tokens]
-    return reference.part(sorted([*first, *others[: max(SHIPPED - len(first), 0)]]))
+def shipped_part(reference: Reference, count: int) -> Reference:
+    """`count` >= 2 clips for the bundle; tokens, which are large, stay with one LR and one HR clip."""
+    known = [next(i for i in reference.tokens if reference.clips[i].hr is hr) for hr in (False, True)]
+    others = [i for i in range(len(reference.clips)) if i not in known]
+    part = reference.part(sorted([*known, *others][:count]))
+    kept = [next(i for i in part.tokens if part.clips[i].hr is hr) for hr in (False, True)]
+    return replace(part, pixels={i: part.pixels[i] for i in kept}, tokens={i: part.tokens[i] for i in kept})
 
 
 def prove(folder: Path, target: Target, trial: Trial) -> tuple[Proof, NDArray[np.float64]]:

@@ -1,28 +1,29 @@
-"""A finished training run to a bundle: export, measure, and only then put it in its place."""
+"""A network to a bundle: export, measure, and only then put it in its place."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 import torch
 from pydantic import JsonValue
 from tqdm import tqdm
 
-from s3clip.checkpoint import MODEL, read_origins, read_run
+from s3clip.checkpoint import MODEL
+from s3clip.config import DataSettings
 from s3clip.models.model import S3Clip
 from s3clip_export.bisect import BlockError
 from s3clip_export.onnx import OPSET, export_graph, graph_sources
+from s3clip_export.origin import Origin
 from s3clip_export.report import Evidence, render_report
 from s3clip_export.verify import Trial, begin_trial, prove, shipped_part, stage_blocks, verdict
-from s3clip_runtime.errors import BundleError, ConfigError
+from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import (
     Artefact,
     Bundle,
@@ -45,54 +46,41 @@ class Wanted:
     Attributes:
         fp16: FP16 graphs.
         engines: TensorRT engines of the FP16 graphs, built on and for this machine.
-        reference: some of the test crops with PyTorch's answers, for s3clip-doctor on the device.
+        reference: tracklets whose crops and PyTorch's answers are kept, for s3clip-doctor on the device.
         tracklets: about how many the proofs are measured on.
     """
 
     fp16: bool = False
     engines: bool = False
-    reference: bool = True
+    reference: int = 16
     tracklets: int = 64
 
 
-def export_run(run: Path, out: Path, *, data: Path | None, wanted: Wanted) -> tuple[Proof, ...]:
-    """Write the bundle of a run to `out`, or nothing.
+def export(origin: Origin, out: Path, *, data: DataSettings, wanted: Wanted) -> tuple[Proof, ...]:
+    """Write the bundle of a network to `out`, or nothing.
 
     Args:
-        run: folder of a finished s3clip-train.
+        origin: the network.
         out: the bundle's folder; must not exist.
-        data: root of a data set whose test split gives the crops; None takes the run's own.
+        data: whose test split proves it.
         wanted: what goes into it.
 
     Raises:
-        ConfigError: the run has no super-resolver.
         BundleError: `out` exists, a graph breaks the contract, or a proof misses a bound.
         BackendError: engines were asked for and cannot be built here.
     """
     if out.exists():
         raise BundleError(f"bundle {out}: exists already; choose another folder or delete it")
-    config, model, results = read_run(run)
-    if model.direct:
-        raise ConfigError(
-            f"run {run}: sr.kind is none, and a bundle needs a super-resolver for LR crops; "
-            "export a run with another sr.kind"
-        )
-    training: dict[str, JsonValue] = {
-        "config": json.loads(config.model_dump_json()),
-        # without paths: they are the trainer's own
-        "weights_sha256": cast(JsonValue, sorted(read_origins(run).values())),
-        "model_sha256": sha256_file(run / MODEL),
-        "results": results,
-    }
+    model = origin.model
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
-        trial = begin_trial(model, config.data.at(data), wanted.tracklets, staging)
-        manifest = export_graphs(model, staging, name=out.name, training=training)
+        trial = begin_trial(model, data, wanted.tracklets, staging)
+        manifest = export_graphs(model, staging, name=out.name, training=origin.training)
         manifest = _add_targets(staging, manifest, trial, wanted)
         write_manifest(staging, manifest)
         manifest = prove_all(Bundle.draft(staging), trial, model)
-        _finish(staging, manifest, trial, keep_reference=wanted.reference)
+        _finish(staging, manifest, trial, wanted.reference)
         staging.chmod(0o755)  # mkdtemp makes it private
         staging.rename(out)
     finally:
@@ -100,41 +88,45 @@ def export_run(run: Path, out: Path, *, data: Path | None, wanted: Wanted) -> tu
     return manifest.proofs
 
 
-def find_run(bundle: Bundle, run: Path | None) -> Path:
-    """The run that a bundle was exported from: `run`, or the one below `runs/` with the bundle's weights.
+def find_run(bundle: Bundle) -> Path:
+    """The run below `runs/` that a bundle was exported from, told by its weights.
 
     Raises:
-        BundleError: there is none with these weights.
+        BundleError: there is none.
     """
     wanted = bundle.manifest.training.get("model_sha256")
-    candidates = sorted(Path("runs").glob(f"*/{MODEL}")) if run is None else [run / MODEL]
-    for file in candidates:
-        if file.is_file() and sha256_file(file) == wanted:
+    for file in sorted(Path("runs").glob(f"*/{MODEL}")):
+        if sha256_file(file) == wanted:
             return file.parent
-    where = "below runs/" if run is None else f"in {run}"
     raise BundleError(
-        f"bundle {bundle.folder}: was exported from a {MODEL} with SHA-256 {str(wanted)[:12]}..., and there "
-        f"is none {where}; name its run with --run RUN"
+        f"bundle {bundle.folder}: no run below runs/ has the weights that it was exported from; name its run "
+        "with --run RUN, or its files with --vsla and --sr"
     )
 
 
-def verify_bundle(bundle: Bundle, run: Path, data: Path, tracklets: int) -> tuple[Proof, ...]:
+def verify_bundle(bundle: Bundle, origin: Origin, data: DataSettings, tracklets: int) -> tuple[Proof, ...]:
     """Prove a bundle again on other tracklets, and write its new proofs and report.
 
     Args:
         bundle: of `Bundle.draft`.
-        run: that it was exported from.
-        data: root of a data set in the layout of the run's own; its test split gives the crops.
+        origin: the network that it was exported from.
+        data: whose test split is used.
         tracklets: about how many.
 
     Raises:
-        BundleError: a proof misses a bound: nothing is written then.
+        BundleError: the bundle is of another network, or a proof misses a bound: nothing is written then.
         BackendError: a target cannot run on this machine.
     """
-    config, model, _ = read_run(run)
+    for key in ("model_sha256", "checkpoints", "super_resolver"):
+        theirs, ours = bundle.manifest.training.get(key), origin.training.get(key)
+        if theirs != ours:
+            raise BundleError(
+                f"bundle {bundle.folder}: was exported from another network, its {key} is {theirs} and not "
+                f"{ours}; name the run or the files that it was exported from"
+            )
     with tempfile.TemporaryDirectory(prefix="s3clip-verify-") as scratch:
-        trial = begin_trial(model, config.data.at(data), tracklets, Path(scratch))
-        manifest = prove_all(bundle, trial, model)
+        trial = begin_trial(origin.model, data, tracklets, Path(scratch))
+        manifest = prove_all(bundle, trial, origin.model)
     write_manifest(bundle.folder, manifest)
     old = bundle.manifest.attachments.get("report")
     if old is not None and old != manifest.attachments["report"]:
@@ -181,10 +173,10 @@ def _add_targets(folder: Path, manifest: Manifest, trial: Trial, wanted: Wanted)
     return manifest
 
 
-def _finish(folder: Path, manifest: Manifest, trial: Trial, *, keep_reference: bool) -> None:
-    """Write the reference, or remove it, and the manifest; then read the bundle as a user would."""
-    if keep_reference:
-        write_reference(trial.file, shipped_part(trial.reference))
+def _finish(folder: Path, manifest: Manifest, trial: Trial, kept: int) -> None:
+    """Write `kept` clips of the reference, and the manifest; then read the bundle as a user would."""
+    if kept:
+        write_reference(trial.file, shipped_part(trial.reference, kept))
         reference = attachment_of(trial.file)
         attachments = {**manifest.attachments, "reference": reference}
         manifest = manifest.model_copy(update={"attachments": attachments})

@@ -111,7 +111,7 @@ def check_reference(bundle: Bundle, target: Target, device: str) -> Proof:
     if attachment is None:
         raise BundleError(
             f"bundle {bundle.folder}: holds no reference to compare with; check it with "
-            f"s3clip-export verify {bundle.folder} DATA, or export it again without --no-reference"
+            f"s3clip-export verify {bundle.folder} DATA, or export it again with --reference"
         )
     path = bundle.folder / attachment.file
     return compare(read_reference(path), measure_apart(bundle.folder, target, path, device), target)
