@@ -128,7 +128,7 @@ def _check_targets(
         unmeasured = Finding(
             "note",
             f"bundle {bundle.folder} holds no reference, so its figures were not measured here",
-            "it was exported with --no-reference",
+            "it was exported with --reference 0",
             f"s3clip-export verify {bundle.folder} DATA",
         )
         return [*fits, unmeasured], []
