@@ -15,13 +15,16 @@ from pathlib import Path
 from s3clip.config import load_config
 from s3clip.synthetic import write_videos
 from s3clip.train import train
-from s3clip_export.write import export_run
+from s3clip_export.origin import origin_of_run
+from s3clip_export.write import Wanted, export
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "runtime" / "s3clip_runtime" / "demo"
 VIDEO_SEED = 5
 PEOPLE = 7
 SECONDS = 20.0
+REFERENCE = 6
+"""Tracklets kept in the bundle: enough for s3clip-doctor, and small enough for a wheel."""
 MAX_BUNDLE_BYTES = 6_000_000
 MAX_VIDEO_BYTES = 2_000_000
 
@@ -37,7 +40,8 @@ def main() -> None:
     train(load_config(ROOT / "configs" / "synthetic.toml"), run, threading.Event())
     with tempfile.TemporaryDirectory(dir=DEMO.parent) as folder:
         fresh = Path(folder)
-        export_run(run, fresh / "bundle", data=None, tracklets=64)
+        origin = origin_of_run(run)
+        export(origin, fresh / "bundle", data=origin.config.data, wanted=Wanted(reference=REFERENCE))
         write_videos(fresh, seed=VIDEO_SEED, identities=PEOPLE, seconds=SECONDS)
         bundle, videos = size_of(list((fresh / "bundle").iterdir())), size_of(list(fresh.glob("*.mp4")))
         print(f"bundle {bundle / 1e6:.2f} MB, videos {videos / 1e6:.2f} MB")

@@ -7,21 +7,11 @@ from typing import Literal
 
 import click
 
-from s3clip_runtime.cli.errors import Group, needs_extra
+from s3clip_runtime.cli.errors import DefaultGroup, needs_extra
 from s3clip_runtime.cli.signals import stop_on_signals
 
 
-class _TrainGroup(Group):
-    """`s3clip-train CONFIG` is short for `s3clip-train run CONFIG`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `run` before anything that is no subcommand."""
-        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_TrainGroup, name="s3clip-train")
+@click.group(cls=DefaultGroup, default="run", name="s3clip-train")
 def main() -> None:
     """Train S3-CLIP: `s3clip-train CONFIG` is short for `s3clip-train run CONFIG`."""
 

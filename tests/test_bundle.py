@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tiny_bundle import DIM, SPACE, WIDTH, edit_manifest, manifest_of, write_tiny_bundle
 
-from s3clip_runtime.errors import BundleError
-from s3clip_runtime.inference.bundle import PLAIN, Bundle, sha256_file, write_manifest
+from s3clip_runtime.errors import BundleError, ConfigError
+from s3clip_runtime.inference.bundle import PLAIN, Bundle, Target, attachment_of, sha256_file, write_manifest
 
 
 @pytest.fixture
@@ -137,7 +141,7 @@ def test_role_that_is_missing_or_double(folder: Path) -> None:
     edit_manifest(folder, artefacts=entries[:2])
     assert "role encode (onnx-fp32) must be there exactly once, found 0 times" in refusal(folder)
     edit_manifest(folder, artefacts=[*entries, entries[0]])
-    assert "role enhance (fp32, onnx) must be there exactly once, found 2 times" in refusal(folder)
+    assert "role enhance (onnx-fp32) must be there exactly once, found 2 times" in refusal(folder)
     edit_manifest(folder, artefacts=[])
     assert "found 0 times" in refusal(folder)
 
@@ -153,3 +157,74 @@ def test_every_differing_number_of_the_contract_is_named(folder: Path) -> None:
     assert "pixel_mean is (0.485, 0.456, 0.406) here, (0.5, 0.5, 0.5) in it" in message
     assert "platforms is ('ground', 'aerial') here, ('aerial', 'ground') in it" in message
     assert "clip_length" not in message
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_damage_is_refused_or_harmless(folder: Path, seed: int) -> None:
+    """Any byte of any file: a BundleError, or in the manifest's free text a bundle that still opens."""
+    rng = random.Random(seed)
+    path = rng.choice(sorted(folder.iterdir()))
+    data = bytearray(path.read_bytes())
+    if rng.random() < 0.5:
+        del data[rng.randrange(len(data)) :]
+    else:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+    with contextlib.suppress(BundleError):
+        Bundle.open(folder)
+        assert path.name == "manifest.json"
+
+
+def test_a_foreign_graph_under_a_right_hash_is_a_sentence_and_exit_2(folder: Path, tmp_path: Path) -> None:
+    (folder / "enhance.onnx").write_bytes(b"\x08\x08not a graph at all" * 100)
+    write_manifest(folder, manifest_of(folder))
+    command = "from s3clip_runtime.cli.run import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "video.mp4@ground", "--bundle", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert "enhance.onnx: onnxruntime cannot load it on cpu" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unproven_target_is_refused_and_a_draft_is_not(folder: Path) -> None:
+    edit_manifest(folder, proofs=[])
+    assert "the proof of onnx-fp32 is missing; s3clip-export verify writes it" in refusal(folder)
+    assert Bundle.draft(folder).targets == (PLAIN,)
+
+
+def test_an_engine_entry_belongs_to_tensorrt_alone(folder: Path) -> None:
+    engine = {
+        "tensorrt": "10.3.0",
+        "compute_capability": "8.7",
+        "gpu": "Orin",
+        "driver": "540.4",
+        "onnx_sha256": "ab" * 32,
+        "profile": [1, 8, 64],
+        "inputs": {},
+        "outputs": {},
+    }
+    first, *others = artefacts(folder)
+    edit_manifest(folder, artefacts=[{**first, "engine": engine}, *others])
+    assert "an engine entry belongs to backend tensorrt, and to it alone" in refusal(folder)
+
+
+def test_a_damaged_attachment(folder: Path) -> None:
+    (folder / "report.html").write_text("proof")
+    entry = attachment_of(folder / "report.html")
+    write_manifest(folder, manifest_of(folder).model_copy(update={"attachments": {"report": entry}}))
+    assert Bundle.open(folder).manifest.attachments["report"].file == "report.html"
+    (folder / "report.html").write_text("prooF")
+    assert "report.html: SHA-256 must be" in refusal(folder)
+
+
+def test_targets_are_named(folder: Path) -> None:
+    assert Target.parse("tensorrt-fp16") == Target("tensorrt", "fp16")
+    with pytest.raises(ConfigError, match="target 'trt' is unknown; use one of onnx-fp32"):
+        Target.parse("trt")
+    with pytest.raises(BundleError, match="holds no tensorrt-fp16 graphs, only onnx-fp32"):
+        Bundle.open(folder).file("encode", Target("tensorrt", "fp16"))

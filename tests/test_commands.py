@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-MODULES = {"s3clip-train": "s3clip.cli", "s3clip-export": "s3clip_export.cli"}
+MODULES = {
+    "s3clip-train": "s3clip.cli",
+    "s3clip-export": "s3clip_export.cli",
+    "s3clip-doctor": "s3clip_runtime.cli.doctor",
+}
 
 
 def call(module: str, *words: str, without: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -25,12 +30,21 @@ def test_help_needs_no_torch(command: str, module: str) -> None:
     assert "Usage" in done.stdout
 
 
+def test_help_of_the_doctor_answers_in_under_a_second() -> None:
+    seconds = []
+    for _ in range(3):  # the first start may have to compile, and neighbours may slow down another
+        began = time.monotonic()
+        assert call("s3clip_runtime.cli.doctor", "--help", without="numpy").returncode == 0
+        seconds.append(time.monotonic() - began)
+    assert min(seconds) < 1
+
+
 @pytest.mark.parametrize(
     ("module", "words", "extra"),
     [
         ("s3clip.cli", ["config.toml"], "train"),
         ("s3clip.cli", ["evaluate", "runs/a"], "train"),
-        ("s3clip_export.cli", ["run", "-o", "bundle"], "export"),
+        ("s3clip_export.cli", ["runs/a", "-o", "bundle"], "export"),
     ],
 )
 def test_a_missing_extra_is_named(module: str, words: list[str], extra: str) -> None:

@@ -14,13 +14,13 @@ from tiny_run import tiny_tree
 
 from s3clip.checkpoint import read_run
 from s3clip.config import DataSettings, parse_config
-from s3clip.datasets.catalog import protocol_tracklets, read_protocols
-from s3clip.evaluation.evaluate import embed_tracklets
-from s3clip.models.model import S3Clip, build_model
+from s3clip.datasets.catalog import read_protocols
+from s3clip.models.model import build_model
 from s3clip.train import train
 from s3clip_export import write
 from s3clip_export.onnx import export_graph, graph_problems, graph_sources
-from s3clip_export.verify import choose_tracklets
+from s3clip_export.origin import origin_of_run
+from s3clip_export.verify import choose_tracklets, restrict
 from s3clip_runtime.errors import BundleError, ConfigError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
 from s3clip_runtime.inference.bundle import Bundle
@@ -39,16 +39,23 @@ def run_folder(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def exported(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export") / "bundle"
-    write.export_run(run_folder, out, data=None, tracklets=8)
+    export_run(run_folder, out)
     return out
 
 
-def test_the_bundle_opens_with_a_parity_report_within_bounds(exported: Path) -> None:
+def export_run(run: Path, out: Path) -> None:
+    origin = origin_of_run(run)
+    write.export(origin, out, data=origin.config.data, wanted=write.Wanted(tracklets=8))
+
+
+def test_the_bundle_opens_with_a_proof_within_bounds(exported: Path) -> None:
     manifest = Bundle.open(exported).manifest
-    assert manifest.parity is not None
-    assert manifest.parity.tracklets == 8
-    assert manifest.parity.worst_cosine >= 0.99999
-    assert manifest.parity.max_abs_error <= 1e-5
+    (proof,) = manifest.proofs
+    assert proof.target == "onnx-fp32"
+    assert proof.tracklets >= 8
+    assert proof.cosine_min >= 0.99999
+    assert proof.max_abs_error <= 1e-5
+    assert set(proof.stages) == {"frames", "pixels", "enhance", "patchify", "encode"}
     assert manifest.training["config"]["reid"]["variant"] == "two_phase"  # type: ignore[index, call-overload]
 
 
@@ -79,7 +86,7 @@ def test_a_run_without_a_super_resolver_is_refused(tiny_world: Path, tmp_path: P
     tree |= {"sr": {"kind": "none"}, "prompts": {"epochs": 0}}
     train(parse_config(tree, "test"), tmp_path / "run", threading.Event())
     with pytest.raises(ConfigError, match="needs a super-resolver"):
-        write.export_run(tmp_path / "run", tmp_path / "bundle", data=None, tracklets=4)
+        export_run(tmp_path / "run", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -113,33 +120,18 @@ def test_the_picture_is_the_clamped_super_resolution(exported: Path, run_folder:
     assert np.abs(picture.astype(int) - expected).max() <= 1
 
 
-def test_a_graph_that_differs_from_pytorch_is_not_written(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Negative control: PyTorch's side of the comparison gets slightly other weights.
-    def embed_other(model: S3Clip, tracklets: list[object], *, device: str) -> object:
-        with torch.no_grad():
-            model.visual.proj.mul_(1.05)
-        return embed_tracklets(model, tracklets, device=device)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("s3clip_export.verify.embed_tracklets", embed_other)
-    out = tmp_path / "bundle"
-    with pytest.raises(BundleError, match="max_abs_error is"):
-        write.export_run(run_folder, out, data=None, tracklets=8)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_an_unfinished_run_and_an_existing_bundle_are_refused(
     exported: Path, run_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"config\.json is missing"):
-        write.export_run(tmp_path, tmp_path / "bundle", data=None, tracklets=8)
+        export_run(tmp_path, tmp_path / "bundle")
     with pytest.raises(BundleError, match="exists already"):
-        write.export_run(run_folder, exported, data=None, tracklets=8)
+        export_run(run_folder, exported)
 
 
-def test_parity_tracklets_are_half_hr(tiny_world: Path) -> None:
-    chosen = choose_tracklets(protocol_tracklets(read_protocols(DataSettings(root=tiny_world))), 6)
-    assert len(chosen) == 6
-    assert sum(t.hr for t in chosen) == 3
-    assert len({t.name for t in chosen}) == 6
+def test_proofs_see_whole_identities_hr_and_lr(tiny_world: Path) -> None:
+    protocols = read_protocols(DataSettings(root=tiny_world))
+    chosen = choose_tracklets(protocols, 6)
+    assert 2 <= len(chosen) <= 8
+    assert {t.hr for t in chosen} == {True, False}
+    assert restrict(protocols, chosen)  # there is something to rank

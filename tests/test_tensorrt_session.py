@@ -31,7 +31,7 @@ from s3clip_runtime.inference.backends.tensorrt import TensorRtSession
 from s3clip_runtime.inference.bundle import Bundle, Engine, Role, Target, write_manifest
 from s3clip_runtime.inference.chain import HostChain, TensorRtChain
 from s3clip_runtime.inference.clips import Clip
-from s3clip_runtime.inference.embedder import Embedder
+from s3clip_runtime.inference.embedder import Embedder, open_session
 
 TRT = Target("tensorrt", "fp16")
 ROLES: tuple[Role, ...] = ("enhance", "patchify", "encode")
@@ -55,12 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def session(gpu: FakeGpu, folder: Path) -> Iterator[TensorRtSession]:
-    opened = open_session(folder, "enhance")
+    opened = open_engine(folder, "enhance")
     yield opened
     opened.close()
 
 
-def open_session(folder: Path, role: Role) -> TensorRtSession:
+def open_engine(folder: Path, role: Role) -> TensorRtSession:
     bundle = Bundle.open(folder)
     entry = bundle.artefact(role, TRT).engine
     assert entry is not None
@@ -138,7 +138,7 @@ def test_batches_are_padded_to_buckets_and_captured_once(session: TensorRtSessio
 
 def test_padding_of_the_first_run_is_zeros_not_garbage(gpu: FakeGpu, folder: Path) -> None:
     """Platform ids that are garbage would read foreign memory on a GPU."""
-    session = open_session(folder, "encode")
+    session = open_engine(folder, "encode")
     tokens = np.ones((3, spec.CLIP_LENGTH, spec.PATCHES, WIDTH), np.float32)
     session.run({"tokens": tokens, "platform": np.ones(3, np.int64)})
     assert gpu.runs[0]["platform"].tolist() == [1, 1, 1, 0]
@@ -197,7 +197,7 @@ def test_a_refused_capture_is_no_error(session: TensorRtSession, gpu: FakeGpu, n
     "name", ["cudaMemcpyAsync", "cudaMallocHost", "cudaStreamSynchronize", "cudaGraphLaunch"]
 )
 def test_cuda_errors_of_a_run_surface(gpu: FakeGpu, folder: Path, name: str) -> None:
-    session = open_session(folder, "enhance")
+    session = open_engine(folder, "enhance")
     if name == "cudaGraphLaunch":
         session.run({"crops": lr_crops(1)})
     gpu.failing[name] = Error.cudaErrorLaunchFailure
@@ -211,11 +211,11 @@ def test_cuda_errors_of_a_run_surface(gpu: FakeGpu, folder: Path, name: str) -> 
 def test_cuda_errors_of_opening_surface_and_nothing_stays(gpu: FakeGpu, folder: Path, name: str) -> None:
     gpu.failing[name] = Error.cudaErrorMemoryAllocation
     with pytest.raises(BackendError, match=f"{name} failed: cudaErrorMemoryAllocation"):
-        open_session(folder, "enhance")
+        open_engine(folder, "enhance")
 
 
 def test_close_frees_everything(gpu: FakeGpu, folder: Path) -> None:
-    session = open_session(folder, "enhance")
+    session = open_engine(folder, "enhance")
     for batch in (1, 2, 64):
         session.run({"crops": lr_crops(batch)})
     assert gpu.alive()["graphs"] == 3
@@ -230,7 +230,7 @@ def test_close_frees_everything(gpu: FakeGpu, folder: Path) -> None:
 def test_an_engine_of_a_narrower_profile_cuts_batches_to_it(gpu: FakeGpu, tmp_path: Path) -> None:
     folder = write_tiny_bundle(tmp_path)
     add_engines(folder, profile=(2, 4, 6))
-    session = open_session(folder, "enhance")
+    session = open_engine(folder, "enhance")
     crops = lr_crops(13)
     expected = OrtSession(folder / "enhance.onnx", threads=1).run({"crops": crops})["tokens"]
     np.testing.assert_array_equal(session.run({"crops": crops})["tokens"], expected)
@@ -314,7 +314,7 @@ def test_a_profile_that_is_not_the_engines_is_refused(gpu: FakeGpu, tmp_path: Pa
 def test_missing_tensorrt_is_named(gpu: FakeGpu, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match="tensorrt cannot be imported"):
-        open_session(folder, "enhance")
+        open_engine(folder, "enhance")
 
 
 @pytest.mark.skipif(cuda.driver_problem() is None, reason="this machine has a GPU")
@@ -356,7 +356,7 @@ import tensorrt
 def test_a_session_asks_for_the_driver_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match="cuda cannot be used: the NVIDIA driver is not installed"):
-        open_session(folder, "enhance")
+        open_engine(folder, "enhance")
 
 
 def test_importing_the_embedder_imports_no_backend() -> None:
@@ -518,3 +518,11 @@ def test_an_engine_that_breaks_the_contract_is_refused(gpu: FakeGpu, tmp_path: P
         BackendError, match=r"patchify.fp16.engine: output picture must be absent, found uint8"
     ):
         Embedder(add_engines(folder))
+
+
+def test_one_engine_of_a_bundle_is_opened_alone(gpu: FakeGpu, folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    opened = open_session(bundle, "enhance", TRT, "cuda")
+    expected = host_chain(folder).pictures(lr_crops(3))
+    np.testing.assert_array_equal(opened.run({"crops": lr_crops(3)})["picture"], expected)
+    opened.close()

@@ -157,6 +157,8 @@ def test_platform_changes_the_features_only_with_prompts() -> None:
     ground, aerial, none = (encoder(tokens, p).final for p in (torch.tensor([0]), torch.tensor([1]), None))
     assert (ground - aerial).abs().max() > 1e-3
     assert (ground - none).abs().max() > 1e-3
+    bare = VisualEncoder(VisualConfig(**{**vars(TINY), "platform_prompt_depth": 0})).eval()
+    assert torch.equal(bare(tokens, torch.tensor([1])).final, bare(tokens, None).final)
 
 
 def test_zero_init_up_starts_as_plain_clip() -> None:
@@ -192,8 +194,6 @@ def test_bad_input_is_refused() -> None:
         VisualConfig(width=32, heads=5)
     bare = VisualEncoder(VisualConfig(**{**vars(TINY), "platform_prompt_depth": 0}))
     assert "cv_embed" not in bare.state_dict()
-    with pytest.raises(ConfigError, match="platform_prompt_depth is 0"):
-        bare(torch.zeros(1, 2, 8, 32), torch.tensor([0]))
     with pytest.raises(ConfigError, match="9 x 32"):
         bare(torch.zeros(1, 2, 9, 32), None)
     with pytest.raises(ConfigError, match="32x64"):

@@ -165,14 +165,16 @@ def vsla_modules(identities: int) -> dict[str, torch.nn.Module]:
 
 
 def official_vsla_state(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
-    """The keys of method.md 3, under DataParallel's prefix."""
+    """The keys of method.md 3, under DataParallel's prefix; `cv_embed` only with platform prompts."""
     names = {"visual": "image_encoder.", "text": "text_encoder.", "prompts": "prompt_learner.", "heads": ""}
     state = {
         f"module.{names[name]}{key}": value
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
-    state["module.cv_embed"] = state.pop("module.image_encoder.cv_embed")
+    prompts = state.pop("module.image_encoder.cv_embed", None)
+    if prompts is not None:
+        state["module.cv_embed"] = prompts
     return state
 
 

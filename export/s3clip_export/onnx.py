@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import onnx
 import torch
 from torch import Tensor, nn
 
 from s3clip.models.model import S3Clip
+from s3clip_export.fixed_shapes import write_down_shapes
 from s3clip_export.graphs import Encode, Enhance, Patchify
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, FRAME_SIZE, LR_SIZE, PLATFORMS
 
 OPSET = 18
 """LayerNormalization is one op from 17; JetPack 6's TensorRT reads up to 20."""
+
+BLOCKS = "s3clip.blocks"
+"""Key of the graph's note on its blocks, by which a failing graph is searched."""
+
+_BLOCK = re.compile(r"(sr|up|visual)(\.[a-z_][a-z_0-9]*)?|(sr|visual)(\.[a-z_][a-z_0-9]*)+\.\d+")
+"""Children of both networks, and the entries of their lists of layers."""
 
 FORBIDDEN_OPS = frozenset({"Loop", "If", "Scan", "Shape", "NonZero"})
 
@@ -70,10 +81,16 @@ def export_graph(source: GraphSource, path: Path) -> None:
     if program is None:
         raise BundleError(f"graph {source.role}: the exporter returned nothing; update torch and onnxscript")
     graph = program.model_proto
+    blocks = _block_outputs(graph)
     _strip_traces(graph)
+    onnx.helper.set_model_props(graph, {BLOCKS: json.dumps(blocks)})
+    write_down_shapes(graph)
     problems = graph_problems(graph)
     if problems:
-        raise BundleError(f"graph {source.role} breaks the contract: {'; '.join(problems)}")
+        raise BundleError(
+            f"graph {source.role} breaks the contract: {'; '.join(problems)}; a network of your own must "
+            "leave the batch free: reshape(-1, ...), no int(x.shape[0]) and no expand to it"
+        )
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
 
@@ -92,6 +109,25 @@ def _strip_traces(model: onnx.ModelProto) -> None:
     ):
         del part.metadata_props[:]
         part.doc_string = ""
+
+
+def _block_outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Name of a module's block to the tensor that holds its output, in the order of the graph."""
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        for scope in ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]")):
+            name = scope.removeprefix("model.")
+            if _BLOCK.fullmatch(name):
+                found.pop(name, None)  # so that the order is that of the blocks' ends
+                found[name] = node.output[0]
+    return found
+
+
+def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """What `export_graph` noted in the graph: module path of each block to its output tensor."""
+    notes = {entry.key: entry.value for entry in model.metadata_props}
+    return cast(dict[str, str], json.loads(notes.get(BLOCKS, "{}")))
 
 
 def graph_problems(graph: onnx.ModelProto) -> list[str]:

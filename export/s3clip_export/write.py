@@ -1,89 +1,193 @@
-"""A finished training run to a bundle: export, measure, and only then put it in its place."""
+"""A network to a bundle: export, measure, and only then put it in its place."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 import torch
 from pydantic import JsonValue
 from tqdm import tqdm
 
-from s3clip.checkpoint import read_origins, read_run
-from s3clip.datasets.catalog import protocol_tracklets, read_protocols
+from s3clip.checkpoint import MODEL
+from s3clip.config import DataSettings
 from s3clip.models.model import S3Clip
+from s3clip_export.bisect import BlockError
 from s3clip_export.onnx import OPSET, export_graph, graph_sources
-from s3clip_export.verify import broken_bounds, choose_tracklets, measure_parity
-from s3clip_runtime.errors import BundleError, ConfigError
+from s3clip_export.origin import Origin
+from s3clip_export.report import Evidence, render_report
+from s3clip_export.verify import Trial, begin_trial, prove, shipped_part, stage_blocks, verdict
+from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import (
     Artefact,
     Bundle,
     Contract,
     Manifest,
-    Parity,
+    Proof,
     Role,
+    Target,
+    attachment_of,
     sha256_file,
     write_manifest,
 )
+from s3clip_runtime.inference.reference import write_reference
 
 
-def export_run(run: Path, out: Path, *, data: Path | None, tracklets: int) -> Parity:
-    """Write the bundle of a run to `out`, or nothing.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a bundle shall hold beside its FP32 graphs.
+
+    Attributes:
+        fp16: FP16 graphs.
+        engines: TensorRT engines of the FP16 graphs, built on and for this machine.
+        reference: tracklets whose crops and PyTorch's answers are kept, for s3clip-doctor on the device.
+        tracklets: about how many the proofs are measured on.
+    """
+
+    fp16: bool = False
+    engines: bool = False
+    reference: int = 16
+    tracklets: int = 64
+
+
+def export(origin: Origin, out: Path, *, data: DataSettings, wanted: Wanted) -> tuple[Proof, ...]:
+    """Write the bundle of a network to `out`, or nothing.
 
     Args:
-        run: folder of a finished s3clip-train.
+        origin: the network.
         out: the bundle's folder; must not exist.
-        data: root of a data set whose test split gives the crops; None takes the run's own.
-        tracklets: how many tracklets the parity is measured on.
+        data: whose test split proves it.
+        wanted: what goes into it.
 
     Raises:
-        ConfigError: the run has no super-resolver.
-        BundleError: `out` exists, a graph breaks the contract, or the parity misses a bound.
+        BundleError: `out` exists, a graph breaks the contract, or a proof misses a bound.
+        BackendError: engines were asked for and cannot be built here.
     """
     if out.exists():
         raise BundleError(f"bundle {out}: exists already; choose another folder or delete it")
-    config, model, results = read_run(run)
-    if model.direct:
-        raise ConfigError(
-            f"run {run}: sr.kind is none, and a bundle needs a super-resolver for LR crops; "
-            "export a run with another sr.kind"
-        )
-    settings = (
-        config.data if data is None else config.data.model_copy(update={"root": data, "synthetic": None})
-    )
-    chosen = choose_tracklets(protocol_tracklets(read_protocols(settings)), tracklets)
+    model = origin.model
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
-        training: dict[str, JsonValue] = {
-            "config": json.loads(config.model_dump_json()),
-            "weights_sha256": cast(
-                JsonValue, sorted(read_origins(run).values())
-            ),  # without paths: they are the trainer's own
-            "results": results,
-        }
-        manifest = _export_graphs(model, staging, name=out.name, training=training)
-        parity = measure_parity(model, Bundle(staging, manifest), chosen)
-        problems = broken_bounds(parity)
-        if problems:
-            raise BundleError(
-                f"bundle {out} was not written, its graphs differ from PyTorch: {'; '.join(problems)}"
-            )
-        write_manifest(staging, manifest.model_copy(update={"parity": parity}))
+        trial = begin_trial(model, data, wanted.tracklets, staging)
+        manifest = export_graphs(model, staging, name=out.name, training=origin.training)
+        manifest = _add_targets(staging, manifest, trial, wanted)
+        write_manifest(staging, manifest)
+        manifest = prove_all(Bundle.draft(staging), trial, model)
+        _finish(staging, manifest, trial, wanted.reference)
         staging.chmod(0o755)  # mkdtemp makes it private
         staging.rename(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return parity
+    return manifest.proofs
 
 
-def _export_graphs(model: S3Clip, folder: Path, *, name: str, training: dict[str, JsonValue]) -> Manifest:
+def find_run(bundle: Bundle) -> Path:
+    """The run below `runs/` that a bundle was exported from, told by its weights.
+
+    Raises:
+        BundleError: there is none.
+    """
+    wanted = bundle.manifest.training.get("model_sha256")
+    for file in sorted(Path("runs").glob(f"*/{MODEL}")):
+        if sha256_file(file) == wanted:
+            return file.parent
+    raise BundleError(
+        f"bundle {bundle.folder}: no run below runs/ has the weights that it was exported from; name its run "
+        "with --run RUN, or its files with --vsla and --sr"
+    )
+
+
+def verify_bundle(bundle: Bundle, origin: Origin, data: DataSettings, tracklets: int) -> tuple[Proof, ...]:
+    """Prove a bundle again on other tracklets, and write its new proofs and report.
+
+    Args:
+        bundle: of `Bundle.draft`.
+        origin: the network that it was exported from.
+        data: whose test split is used.
+        tracklets: about how many.
+
+    Raises:
+        BundleError: the bundle is of another network, or a proof misses a bound: nothing is written then.
+        BackendError: a target cannot run on this machine.
+    """
+    for key in ("model_sha256", "checkpoints", "super_resolver"):
+        theirs, ours = bundle.manifest.training.get(key), origin.training.get(key)
+        if theirs != ours:
+            raise BundleError(
+                f"bundle {bundle.folder}: was exported from another network, its {key} is {theirs} and not "
+                f"{ours}; name the run or the files that it was exported from"
+            )
+    with tempfile.TemporaryDirectory(prefix="s3clip-verify-") as scratch:
+        trial = begin_trial(origin.model, data, tracklets, Path(scratch))
+        manifest = prove_all(bundle, trial, origin.model)
+    write_manifest(bundle.folder, manifest)
+    old = bundle.manifest.attachments.get("report")
+    if old is not None and old != manifest.attachments["report"]:
+        (bundle.folder / old.file).unlink(missing_ok=True)
+    return manifest.proofs
+
+
+def prove_all(bundle: Bundle, trial: Trial, model: S3Clip) -> Manifest:
+    """Prove every target, write the report into the folder, and return the manifest with both.
+
+    The report's name holds its hash: the manifest changes from one valid report to another in one step.
+
+    Raises:
+        BundleError: a proof misses a bound; says where the error enters. The folder is as before.
+    """
+    evidence = []
+    for target in tqdm(bundle.targets, desc="prove", unit="target"):
+        proof, cosine = prove(bundle.folder, target, trial)
+        fault = verdict(bundle, target, proof, trial, model)
+        if fault is not None:
+            raise BundleError(f"bundle {bundle.manifest.name}: {fault}")
+        evidence.append(Evidence(target, proof, cosine, _blocks(bundle, target, trial, model)))
+    proven = bundle.manifest.model_copy(update={"proofs": tuple(one.proof for one in evidence)})
+    page = render_report(proven, evidence, [], synthetic=trial.synthetic).encode()
+    file = bundle.folder / f"report-{hashlib.sha256(page).hexdigest()[:8]}.html"
+    file.write_bytes(page)
+    attachments = {**proven.attachments, "report": attachment_of(file)}
+    return proven.model_copy(update={"attachments": attachments})
+
+
+def _blocks(bundle: Bundle, target: Target, trial: Trial, model: S3Clip) -> dict[Role, list[BlockError]]:
+    if target.backend != "onnx":
+        return {}
+    return {
+        role: stage_blocks(bundle.file(role, target), role, trial.reference, model) for role in get_args(Role)
+    }
+
+
+def _add_targets(folder: Path, manifest: Manifest, trial: Trial, wanted: Wanted) -> Manifest:
+    if wanted.fp16 or wanted.engines:
+        raise NotImplementedError
+    if wanted.engines:
+        raise NotImplementedError
+    return manifest
+
+
+def _finish(folder: Path, manifest: Manifest, trial: Trial, kept: int) -> None:
+    """Write `kept` clips of the reference, and the manifest; then read the bundle as a user would."""
+    if kept:
+        write_reference(trial.file, shipped_part(trial.reference, kept))
+        reference = attachment_of(trial.file)
+        attachments = {**manifest.attachments, "reference": reference}
+        manifest = manifest.model_copy(update={"attachments": attachments})
+    else:
+        trial.file.unlink()
+    write_manifest(folder, manifest)
+    Bundle.open(folder)
+
+
+def export_graphs(model: S3Clip, folder: Path, *, name: str, training: dict[str, JsonValue]) -> Manifest:
+    """Write the three FP32 graphs into an empty folder; the manifest, without proofs, is not written."""
     artefacts = []
     for source in tqdm(graph_sources(model), desc="export", unit="graph"):
         path = folder / f"{source.role}.onnx"
@@ -108,7 +212,7 @@ def _export_graphs(model: S3Clip, folder: Path, *, name: str, training: dict[str
         contract=Contract.current(width, width + out_dim, model.visual.config.patches),
         artefacts=tuple(artefacts),
         training=training,
-        parity=None,
+        proofs=(),
     )
 
 

@@ -42,6 +42,13 @@ def protocol_tracklets(protocols: Iterable[Protocol]) -> list[Tracklet]:
     return list({t.name: t for protocol in protocols for t in (*protocol.query, *protocol.gallery)}.values())
 
 
+def is_synthetic(settings: DataSettings) -> bool:
+    """Whether s3clip drew the data: its marker tells that of a folder that was made earlier."""
+    from s3clip.synthetic.world import MARKER
+
+    return settings.synthetic is not None or (settings.root / MARKER).is_file()
+
+
 def _open_sizes(settings: DataSettings) -> SizeCache:
     return SizeCache(settings.size_cache or default_cache_path(settings.root))
 

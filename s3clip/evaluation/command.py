@@ -16,7 +16,7 @@ from typing import Any
 from s3clip.checkpoint import CONFIG, MODEL, read_run, write_atomic
 from s3clip.config import DataSettings
 from s3clip.datasets import Tracklet
-from s3clip.datasets.catalog import protocol_tracklets, read_protocols
+from s3clip.datasets.catalog import is_synthetic, protocol_tracklets, read_protocols
 from s3clip.evaluation.compare import EVALUATION, QUERIES, query_values, write_queries
 from s3clip.evaluation.evaluate import EvaluationSettings, embed_tracklets, pair_protocols, ranked
 from s3clip.evaluation.failures import Photographer, worst_failures
@@ -24,7 +24,6 @@ from s3clip.evaluation.figures import overall, protocol_result, results_table
 from s3clip.evaluation.page import render_page
 from s3clip.evaluation.submission import SubmissionWriter, challenge_cases
 from s3clip.parallel import check_device
-from s3clip.synthetic.world import MARKER
 from s3clip_runtime.inference.bundle import sha256_file
 
 PAGE = "index.html"
@@ -64,7 +63,7 @@ def evaluate_run(
     config, model, _ = read_run(run)
     device = settings.device or config.device
     check_device(device)
-    source = config.data if data is None else config.data.model_copy(update={"root": data, "synthetic": None})
+    source = config.data.at(data)
     protocols = read_protocols(source)
     pairs = pair_protocols(protocols, settings.pairs)
     challenge = challenge_cases(protocols) if csv else []
@@ -118,8 +117,7 @@ def _origin(run: Path, source: DataSettings) -> dict[str, Any]:
         "config_sha256": sha256_file(run / CONFIG),
         "model_sha256": sha256_file(run / MODEL),
         "data": str(source.root),
-        # --data may name a synthetic world too, which its marker tells.
-        "synthetic": source.synthetic is not None or (source.root / MARKER).is_file(),
+        "synthetic": is_synthetic(source),
     }
 
 

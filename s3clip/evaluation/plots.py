@@ -35,7 +35,7 @@ def cmc_plot(results: Mapping[str, ProtocolResult]) -> str:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def height_plot(results: Mapping[str, ProtocolResult]) -> str:
@@ -68,7 +68,7 @@ def height_plot(results: Mapping[str, ProtocolResult]) -> str:
         axes.grid(alpha=0.3, axis="y")
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize="small")
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def _metrics(row: ProtocolResult, key: str) -> list[Metric | None]:
@@ -79,7 +79,8 @@ def _marker(number: int) -> str:
     return MARKERS[number % len(MARKERS)]
 
 
-def _data_uri(figure: Figure) -> str:
+def data_uri(figure: Figure) -> str:
+    """The figure as an SVG picture that a page can hold."""
     file = io.BytesIO()
     # A fixed salt and no date: equal figures give equal files.
     with matplotlib.rc_context({"svg.hashsalt": "s3clip"}):

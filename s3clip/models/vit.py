@@ -260,11 +260,12 @@ class VisualEncoder(nn.Module):
 
         Args:
             tokens: (B, T, patches, width) of `patch_tokens`.
-            platform: int64 (B,) platform ids, or None to leave out the platform prompts.
+            platform: int64 (B,) platform ids, or None to leave out the platform prompts. An encoder without
+                them (`platform_prompt_depth` 0) is the same for all platforms.
             adapters: False is plain CLIP, without adapters and platform prompts (stage 1).
 
         Raises:
-            ConfigError: the tokens have another shape, or platforms are given to an encoder without prompts.
+            ConfigError: the tokens have another shape.
         """
         frames = tokens.shape[1]
         last, raw = self._run(tokens, platform, adapters)
@@ -299,12 +300,9 @@ class VisualEncoder(nn.Module):
         return F.pad(x, (0, 0, 1, 0)) + (self.positional_embedding + first)
 
     def _platform_prompts(self, platform: Tensor, frames: int) -> list[Tensor]:
-        """For each of the first blocks: (B * frames, prompts, width)."""
+        """For each of the first blocks: (B * frames, prompts, width); none without platform prompts."""
         if self.cv_embed is None:
-            raise ConfigError(
-                "a platform was given but platform_prompt_depth is 0; "
-                "build the encoder with prompts or pass None"
-            )
+            return []
         depth, count, _, width = self.cv_embed.shape
         chosen = self.cv_embed.index_select(2, platform).permute(0, 2, 1, 3)
         repeated = chosen[:, :, None].expand(-1, -1, frames, -1, -1).reshape(depth, -1, count, width)

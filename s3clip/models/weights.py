@@ -107,12 +107,20 @@ def load_swinir(module: SwinIR, path: Path) -> None:
     Raises:
         WeightsError: unreadable file, or keys that do not fit.
     """
+    load_official(module, read_swinir_state(path), str(path))
+
+
+def read_swinir_state(path: Path) -> dict[str, Any]:
+    """State dict of an official `.pth`, from below `params` or `params_ema` where it has these.
+
+    Raises:
+        WeightsError: as of `read_state`.
+    """
     content = read_state(path)
     for key in ("params", "params_ema"):
         if key in content:
-            content = content[key]
-            break
-    load_official(module, content, str(path))
+            return cast(dict[str, Any], content[key])
+    return content
 
 
 def load_official(module: SwinIR, state: Mapping[str, Tensor], origin: str) -> None:

@@ -29,6 +29,24 @@ class Group(click.Group):
             return super().invoke(ctx)
 
 
+class DefaultGroup(Group):
+    """A group in which `PROGRAM X` is short for `PROGRAM DEFAULT X` where X is no subcommand.
+
+    Args:
+        default: the subcommand's name.
+    """
+
+    def __init__(self, *args: Any, default: str, **kwargs: Any) -> None:  # noqa: ANN401  click's own
+        super().__init__(*args, **kwargs)
+        self._default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default in front of anything that is no subcommand."""
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [self._default, *args]
+        return super().parse_args(ctx, args)
+
+
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
     """Around a command's heavy imports: a missing package becomes a ConfigError that names the extra."""

@@ -11,6 +11,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple, get_args
 
@@ -27,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from s3clip_runtime.errors import BundleError
+from s3clip_runtime.errors import BundleError, ConfigError
 from s3clip_runtime.inference import spec
 
 SCHEMA_VERSION: Final = 2
@@ -53,6 +54,18 @@ class Target(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.backend}-{self.precision}"
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """The target of a name.
+
+        Raises:
+            ConfigError: the name is none.
+        """
+        known = {str(t): t for t in map(cls._make, product(get_args(Backend), get_args(Precision)))}
+        if text not in known:
+            raise ConfigError(f"target {text!r} is unknown; use one of {', '.join(known)}")
+        return known[text]
 
 
 PLAIN: Final = Target("onnx", "fp32")
@@ -94,9 +107,7 @@ class Artefact(_Record):
     @model_validator(mode="after")
     def _engine_fits_backend(self) -> Artefact:
         if (self.engine is None) != (self.backend == "onnx"):
-            raise ValueError(
-                f"{self.file}: backend {self.backend} must {'not ' * (self.engine is not None)}have an engine entry"
-            )
+            raise ValueError(f"{self.file}: an engine entry belongs to backend tensorrt, and to it alone")
         return self
 
     @property
@@ -152,12 +163,13 @@ class Proof(_Record):
     Attributes:
         target: name of the `Target`.
         device: where it was measured, with the GPU's name.
-        stages: graph to the largest error of its output, fed with the reference's own input, as a fraction of the
-            output's largest absolute value.
+        stages: stage to its error when it is fed with the reference's own input. `frames`: share of clips
+            whose frames the runtime would choose otherwise; `pixels`: largest difference of resized crops,
+            of 1; the graphs: largest error as a share of the output's largest absolute value.
         cosine_mean: of PyTorch's and the graphs' embeddings; also their 1st percentile and minimum.
         max_abs_error: of embedding elements.
-        top1_agreement: fraction of tracklets whose nearest neighbour is the same one; for `top10_agreement` the
-            shared fraction of the ten nearest.
+        top1_agreement: share of tracklets whose nearest neighbour is the same one; for `top10_agreement`
+            the share of the ten nearest that both have.
         kendall_tau: mean rank correlation of all other tracklets' similarities, tau-b.
         rank1_change: the graphs' Rank-1 minus PyTorch's in [-1, 1], None where the data has no protocol.
         map_change: as `rank1_change` for mAP.
@@ -168,7 +180,7 @@ class Proof(_Record):
     device: str
     tracklets: PositiveInt
     crops: PositiveInt
-    stages: dict[Role, FiniteFloat]
+    stages: dict[str, FiniteFloat]
     cosine_mean: FiniteFloat
     cosine_p1: FiniteFloat
     cosine_min: FiniteFloat
@@ -212,7 +224,7 @@ class Manifest(_Record):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle, made by `open`; only the exporter makes one by hand, to measure its draft."""
+    """A verified bundle, made by `open`, or by `draft` while it is being proven."""
 
     folder: Path
     manifest: Manifest
@@ -224,14 +236,26 @@ class Bundle:
         Raises:
             BundleError: names the file, the rule, both values and the cure.
         """
+        bundle = Bundle.draft(path)
+        _check_proofs(path, bundle.manifest)
+        return bundle
+
+    @staticmethod
+    def draft(path: Path) -> Bundle:
+        """As `open`, but proofs may be missing: for those who make them.
+
+        Raises:
+            BundleError: as `open`.
+        """
         if not path.is_dir():
             raise BundleError(f"bundle {path}: the folder does not exist; give the folder of s3clip-export")
         manifest = _read_manifest(path / MANIFEST_FILE)
         _check_contract(path, manifest.contract)
         _check_roles(path, manifest.artefacts)
-        _check_proofs(path, manifest)
-        for role, file in [*((a.role, a) for a in manifest.artefacts), *manifest.attachments.items()]:
-            _check_file(path, role, file)
+        for artefact in manifest.artefacts:
+            _check_file(path, artefact.role, artefact)
+        for role, attachment in manifest.attachments.items():
+            _check_file(path, role, attachment)
         return Bundle(path, manifest)
 
     @property
@@ -266,6 +290,11 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def attachment_of(path: Path) -> Attachment:
+    """The manifest's entry of a file that lies in the bundle's folder."""
+    return Attachment(file=path.name, sha256=sha256_file(path), bytes=path.stat().st_size)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

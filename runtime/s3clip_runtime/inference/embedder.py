@@ -169,47 +169,64 @@ def _signatures(contract: Contract) -> dict[Role, tuple[_Signature, _Signature]]
     }
 
 
-def _open_chain(bundle: Bundle, target: Target, device: str, threads: int | None) -> Chain:
-    """Open the three graphs of a target."""
-    roles = _signatures(bundle.manifest.contract)
-    with ExitStack() as opened:
-        chain: Chain
-        if target.backend == "tensorrt":
-            cuda.require_driver()  # before the stream: CUDA's own error would not say what to do
-            stream = opened.enter_context(cuda.Stream())
-            engines = {role: _open_engine(opened, bundle, role, target, stream) for role in roles}
-            chain = TensorRtChain(engines, stream)
-        else:
-            chain = HostChain(
-                {role: _open_graph(opened, bundle, role, target, device, threads) for role in roles}
-            )
-        opened.pop_all()  # from here on they are the chain's
-        return chain
+def open_session(
+    bundle: Bundle, role: Role, target: Target, device: str, threads: int | None = None
+) -> Session:
+    """One graph of a bundle on a device, checked against the contract; the caller closes it.
 
+    Args:
+        bundle: holds the graph.
+        role: which of the three.
+        target: of the graph. TensorRT's run on "cuda" whatever `device` says: see `targets.choose_target`.
+        device: "cpu" or "cuda".
+        threads: CPU threads of one operator; None takes all CPUs that this process may use.
 
-def _open_graph(
-    opened: ExitStack, bundle: Bundle, role: Role, target: Target, device: str, threads: int | None
-) -> OrtSession:
+    Raises:
+        BackendError: it cannot be loaded there, or its inputs and outputs break the contract.
+        BundleError: the bundle holds no graphs for the target.
+    """
+    if target.backend == "tensorrt":
+        return _open_engine(bundle, role, target)
     path = bundle.file(role, target)
     session = OrtSession(path, device=device, threads=threads, precision=target.precision)
-    opened.callback(session.close)
     _check_signature(bundle, role, path, session)
     return session
 
 
 def _open_engine(
-    opened: ExitStack, bundle: Bundle, role: Role, target: Target, stream: cuda.Stream
+    bundle: Bundle, role: Role, target: Target, stream: cuda.Stream | None = None
 ) -> TensorRtSession:
     path, entry = bundle.file(role, target), bundle.artefact(role, target).engine
     if entry is None:
         raise BackendError(f"{path}: the manifest has no engine entry; export again with s3clip-export")
     session = TensorRtSession(path, entry, stream=stream)
-    opened.callback(session.close)
     _check_signature(bundle, role, path, session)
     return session
 
 
+def _open_chain(bundle: Bundle, target: Target, device: str, threads: int | None) -> Chain:
+    """Open the three graphs of a target."""
+    roles = _signatures(bundle.manifest.contract)
+    with ExitStack() as opened:
+        if target.backend == "tensorrt":
+            cuda.require_driver()  # before the stream: CUDA's own error would not say what to do
+            stream = opened.enter_context(cuda.Stream())
+            engines: dict[Role, TensorRtSession] = {}
+            for role in roles:
+                engines[role] = _open_engine(bundle, role, target, stream)
+                opened.callback(engines[role].close)
+            opened.pop_all()  # from here on they are the chain's
+            return TensorRtChain(engines, stream)
+        sessions: dict[Role, Session] = {}
+        for role in roles:
+            sessions[role] = open_session(bundle, role, target, device, threads)
+            opened.callback(sessions[role].close)
+        opened.pop_all()
+        return HostChain(sessions)
+
+
 def _check_signature(bundle: Bundle, role: Role, path: Path, session: Session) -> None:
+    """Close the session and raise if its tensors are not those of the contract."""
     inputs, outputs = _signatures(bundle.manifest.contract)[role]
     for kind, found, agreed in (("input", session.inputs, inputs), ("output", session.outputs, outputs)):
         faults = [
@@ -218,4 +235,5 @@ def _check_signature(bundle: Bundle, role: Role, path: Path, session: Session) -
             if found.get(name) != agreed.get(name)
         ]
         if faults:
+            session.close()
             raise BackendError(f"{path}: {'; '.join(faults)}; export again with s3clip-export")

@@ -1,0 +1,190 @@
+"""The gate: whether graphs rank like the PyTorch model they were made from, by one table of bounds.
+
+It needs no PyTorch: it compares with a `Reference`, so the same check runs where a bundle is made and on the
+device that uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s3clip_runtime.errors import BundleError, DataError
+from s3clip_runtime.inference.bundle import Bundle, Interval, Precision, Proof, Target
+from s3clip_runtime.inference.measure import Measured, measure_apart
+from s3clip_runtime.inference.reference import Reference, read_reference
+from s3clip_runtime.inference.spec import CLIP_LENGTH
+
+AT_LEAST = frozenset(
+    {"cosine_mean", "cosine_p1", "cosine_min", "top1_agreement", "top10_agreement", "kendall_tau"}
+)
+"""Figures that must reach their bound; all others are errors, which must stay at or below it."""
+
+BOUNDS: Mapping[Precision, Mapping[str, float]] = {
+    "fp32": {
+        "frames": 0.0,
+        "pixels": 0.0,
+        "enhance": 1e-4,
+        "patchify": 1e-4,
+        "encode": 1e-4,
+        "cosine_mean": 0.999999,
+        "cosine_p1": 0.99999,
+        "cosine_min": 0.99999,
+        "max_abs_error": 1e-4,
+        "top1_agreement": 0.99,
+        "top10_agreement": 0.99,
+        "kendall_tau": 0.99,
+    },
+    "fp16": {
+        "frames": 0.0,
+        "pixels": 0.0,
+        "enhance": 5e-3,
+        "patchify": 5e-3,
+        "encode": 1e-2,
+        "cosine_mean": 0.9999,
+        "cosine_p1": 0.9995,
+        "cosine_min": 0.9995,
+        "max_abs_error": 1e-2,
+        "top1_agreement": 0.97,
+        "top10_agreement": 0.97,
+        "kendall_tau": 0.97,
+    },
+}
+"""Stage errors are fractions of the stage's largest output; what the others are, `Proof` says."""
+
+TOP = 10
+
+
+def compare(
+    reference: Reference,
+    measured: Measured,
+    target: Target,
+    *,
+    rank1_change: Interval | None = None,
+    map_change: Interval | None = None,
+) -> Proof:
+    """The figures of one target, with the bounds of its precision.
+
+    Args:
+        reference: N >= 2 clips.
+        measured: what the target's graphs gave for them.
+        target: whose graphs they were.
+        rank1_change, map_change: see `Proof`.
+
+    Raises:
+        DataError: fewer than two clips: a ranking needs a neighbour.
+    """
+    if len(reference.clips) < 2:
+        raise DataError(f"a ranking needs at least 2 tracklets, got {len(reference.clips)}; give more data")
+    expected, found = reference.embeddings, measured.embeddings
+    cosine = cosines(expected, found)
+    ours, theirs = _similarity(expected), _similarity(found)
+    return Proof(
+        target=str(target),
+        device=measured.device,
+        tracklets=len(expected),
+        crops=len(expected) * CLIP_LENGTH,
+        stages=dict(measured.stages),
+        cosine_mean=float(cosine.mean()),
+        cosine_p1=float(np.quantile(cosine, 0.01)),
+        cosine_min=float(cosine.min()),
+        max_abs_error=float(np.abs(expected - found).max()),
+        top1_agreement=top_agreement(ours, theirs, 1),
+        top10_agreement=top_agreement(ours, theirs, min(TOP, len(expected) - 1)),
+        kendall_tau=kendall_tau(ours, theirs),
+        rank1_change=rank1_change,
+        map_change=map_change,
+        bounds=dict(BOUNDS[target.precision]),
+    )
+
+
+def check_reference(bundle: Bundle, target: Target, device: str) -> Proof:
+    """Measure a target on the device against the reference that lies in the bundle.
+
+    Raises:
+        BundleError: the bundle was exported without a reference.
+        BackendError: the target cannot run on the device.
+    """
+    attachment = bundle.manifest.attachments.get("reference")
+    if attachment is None:
+        raise BundleError(
+            f"bundle {bundle.folder}: holds no reference to compare with; check it with "
+            f"s3clip-export verify {bundle.folder} DATA, or export it again with --reference"
+        )
+    path = bundle.folder / attachment.file
+    return compare(read_reference(path), measure_apart(bundle.folder, target, path, device), target)
+
+
+def figures(proof: Proof) -> dict[str, float]:
+    """Every figure of a proof that has a bound, the stages' errors under the stages' names."""
+    return {
+        name: proof.stages[name] if name in proof.stages else float(getattr(proof, name))
+        for name in proof.bounds
+        if name in proof.stages or hasattr(proof, name)
+    }
+
+
+def broken_bounds(proof: Proof) -> list[str]:
+    """What misses its bound, with both values; empty when the graphs may be used.
+
+    A loss of Rank-1 or mAP breaks the gate when it cannot be chance: its whole interval is below zero.
+    """
+    faults = [
+        f"{name} is {value:.6g}, must be at {'least' if name in AT_LEAST else 'most'} {proof.bounds[name]:g}"
+        for name, value in figures(proof).items()
+        # Written so that a NaN fails too.
+        if not (value >= proof.bounds[name] if name in AT_LEAST else value <= proof.bounds[name])
+    ]
+    for name, change in (("Rank-1", proof.rank1_change), ("mAP", proof.map_change)):
+        if change is not None and change.high < 0:
+            faults.append(
+                f"{name} fell by {-change.value:.4f} (95 % interval {change.low:.4f} to {change.high:.4f}), "
+                "must not fall"
+            )
+    return faults
+
+
+def first_stage(proof: Proof) -> str | None:
+    """The stage in which an error enters: the first one beyond its bound in the order of the data."""
+    order = ("frames", "pixels", "enhance", "patchify", "encode")
+    for name in order:
+        if name in proof.stages and not proof.stages[name] <= proof.bounds[name]:
+            return name
+    return None
+
+
+def cosines(expected: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Cosine of each pair of rows of two (N, D), in float64."""
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    result: NDArray[np.float64] = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return result
+
+
+def top_agreement(ours: NDArray[np.float64], theirs: NDArray[np.float64], count: int) -> float:
+    """Mean share of the `count` most similar others that both similarity matrices (N, N) have in common."""
+    first, second = (np.argsort(-matrix, axis=1, kind="stable")[:, :count] for matrix in (ours, theirs))
+    shared = [len(np.intersect1d(a, b)) for a, b in zip(first, second, strict=True)]
+    return float(np.mean(shared)) / count
+
+
+def kendall_tau(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+    """Mean Kendall's tau-b of the rows of two similarity matrices (N, N), without their diagonals."""
+    count = len(ours)
+    taus = []
+    for row in range(count):
+        others = np.arange(count) != row
+        first, second = (
+            np.sign(values[:, None] - values[None, :]) for values in (ours[row, others], theirs[row, others])
+        )
+        norm = np.sqrt(np.sum(first * first) * np.sum(second * second))
+        taus.append(1.0 if norm == 0 else float(np.sum(first * second) / norm))
+    return float(np.mean(taus))
+
+
+def _similarity(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = embeddings.astype(np.float64)
+    similarity: NDArray[np.float64] = wide @ wide.T
+    np.fill_diagonal(similarity, -np.inf)
+    return similarity

@@ -1,0 +1,269 @@
+"""The gate catches planted faults, says where they enter, and lets a right bundle through."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from PIL import Image
+from scipy.stats import kendalltau
+from tiny_run import tiny_tree
+from torch import Tensor, nn
+from worlds import write_block_world
+
+from s3clip.config import DataSettings, parse_config
+from s3clip.datasets.catalog import protocol_tracklets, read_protocols
+from s3clip.models.model import S3Clip, build_model
+from s3clip.models.resize import Resize
+from s3clip_export import verify
+from s3clip_export.graphs import Encode, Enhance, Patchify
+from s3clip_export.onnx import export_graph, graph_sources
+from s3clip_export.write import export_graphs
+from s3clip_runtime.errors import BackendError, DataError
+from s3clip_runtime.inference import gate, measure
+from s3clip_runtime.inference.bundle import (
+    PLAIN,
+    Bundle,
+    Manifest,
+    Precision,
+    Role,
+    Target,
+    sha256_file,
+    write_manifest,
+)
+from s3clip_runtime.inference.clips import spread_indices
+from s3clip_runtime.inference.reference import Reference, read_reference, write_reference
+from s3clip_runtime.inference.spec import FRAME_SIZE, LR_SIZE, SR_SIZE
+
+pytestmark = pytest.mark.slow
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+
+
+def tiny_model(seed: int, root: Path) -> S3Clip:
+    torch.manual_seed(seed)
+    model = build_model(parse_config(tiny_tree(root), "test"))
+    for name, parameter in model.visual.named_parameters():
+        if ".up." in name:  # adapters begin at zero, and what is zero cannot be wrong
+            nn.init.normal_(parameter, std=0.1)
+    return model.eval().requires_grad_(False)
+
+
+@dataclasses.dataclass
+class Case:
+    """A right draft bundle, its model and PyTorch's answers."""
+
+    folder: Path
+    model: S3Clip
+    trial: verify.Trial
+
+    def copy(self, folder: Path) -> Path:
+        folder.mkdir()
+        for file in self.folder.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        return folder
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    root = write_block_world(tmp_path_factory.mktemp("gate") / "world")
+    model = tiny_model(0, root)
+    folder = tmp_path_factory.mktemp("draft")
+    write_manifest(folder, export_graphs(model, folder, name="right", training={}))
+    trial = verify.begin_trial(model, DataSettings(root=root), 64, tmp_path_factory.mktemp("reference"))
+    return Case(folder, model, trial)
+
+
+def replace_graph(folder: Path, role: Role, module: nn.Module | None = None) -> None:
+    """Export another module in the place of a role's, or take the file as it is now, and sign it."""
+    path = folder / f"{role}.onnx"
+    if module is not None:
+        source = next(s for s in graph_sources(module.model) if s.role == role)  # type: ignore[arg-type]
+        export_graph(dataclasses.replace(source, module=module), path)
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+    artefacts = tuple(
+        a.model_copy(update={"sha256": sha256_file(path), "bytes": path.stat().st_size})
+        if a.role == role
+        else a
+        for a in manifest.artefacts
+    )
+    write_manifest(folder, manifest.model_copy(update={"artefacts": artefacts}))
+
+
+class SwappedChannels(Enhance):
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(crops[..., [2, 1, 0]])
+
+
+class SwappedSharpChannels(Patchify):
+    def forward(self, crops: Tensor) -> Tensor:
+        return super().forward(crops[..., [2, 1, 0]])
+
+
+class Transposed(Enhance):
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(crops.transpose(1, 2).reshape(-1, *LR_SIZE, 3))
+
+
+def unnormalised(model: S3Clip) -> nn.Module:
+    other = copy.deepcopy(model)
+    other.mean, other.std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    return Enhance(other)
+
+
+def bilinear(model: S3Clip) -> nn.Module:
+    other = copy.deepcopy(model)
+    other.up = Resize(SR_SIZE, FRAME_SIZE, "bilinear")
+    return Enhance(other)
+
+
+GRAPH_FAULTS: dict[str, tuple[Role, Callable[[S3Clip], nn.Module], str]] = {
+    "channels": ("enhance", SwappedChannels, "sr.conv_first"),
+    "channels of HR": ("patchify", SwappedSharpChannels, "visual.conv1"),
+    "no normalisation": ("enhance", unnormalised, "visual.conv1"),
+    "transposed": ("enhance", Transposed, "sr.conv_first"),
+    "resize kernel": ("enhance", bilinear, "up"),
+    "stale encode": ("encode", lambda model: Encode(tiny_model(1, Path("/"))), "visual.ln_pre"),
+}
+
+
+@pytest.mark.parametrize("fault", GRAPH_FAULTS)
+def test_a_planted_fault_breaks_every_precisions_bounds_and_is_located(
+    case: Case, tmp_path: Path, fault: str
+) -> None:
+    role, make, block = GRAPH_FAULTS[fault]
+    folder = case.copy(tmp_path / "bundle")
+    replace_graph(folder, role, make(case.model))
+    bundle = Bundle.draft(folder)
+    measured = measure.measure(bundle, PLAIN, case.trial.reference, "cpu")
+    for precision in PRECISIONS:
+        proof = gate.compare(case.trial.reference, measured, Target("onnx", precision))
+        assert gate.broken_bounds(proof)
+        assert gate.first_stage(proof) == role
+    text = verify.verdict(
+        bundle, PLAIN, gate.compare(case.trial.reference, measured, PLAIN), case.trial, case.model
+    )
+    assert text is not None
+    assert f"stage {role}: the error enters in {block} (" in text
+
+
+def test_weights_of_8_bits_rounded_to_6_break_the_gate(case: Case, tmp_path: Path) -> None:
+    folder = case.copy(tmp_path / "bundle")
+    graph = onnx.load(folder / "encode.onnx")
+    for tensor in graph.graph.initializer:
+        weights = numpy_helper.to_array(tensor)
+        if weights.dtype == np.float32 and weights.ndim == 2:
+            step = np.abs(weights).max() / 127
+            six = np.round(np.round(weights / step) / 4) * 4 * step
+            tensor.CopyFrom(numpy_helper.from_array(six.astype(np.float32), tensor.name))
+    onnx.save(graph, folder / "encode.onnx")
+    replace_graph(folder, "encode")
+    measured = measure.measure(Bundle.draft(folder), PLAIN, case.trial.reference, "cpu")
+    for precision in PRECISIONS:
+        proof = gate.compare(case.trial.reference, measured, Target("onnx", precision))
+        assert gate.first_stage(proof) == "encode"
+
+
+def test_a_runtime_that_chooses_other_frames_breaks_the_gate(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "spread_indices", lambda n: [min(i + 1, n - 1) for i in spread_indices(n)])
+    assert failing_stage(case, "fp16") == "frames"
+
+
+def test_a_runtime_with_another_resize_kernel_breaks_the_gate(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bilinear_batch(crops: tuple[NDArray[np.uint8], ...]) -> NDArray[np.uint8]:
+        size = (LR_SIZE[1], LR_SIZE[0])
+        return np.stack(
+            [np.asarray(Image.fromarray(c).resize(size, Image.Resampling.BILINEAR)) for c in crops]
+        )
+
+    monkeypatch.setattr(measure, "lr_batch", bilinear_batch)
+    assert failing_stage(case, "fp16") == "pixels"
+
+
+def failing_stage(case: Case, precision: Precision) -> str | None:
+    measured = measure.measure(Bundle.draft(case.folder), PLAIN, case.trial.reference, "cpu")
+    proof = gate.compare(case.trial.reference, measured, Target("onnx", precision))
+    assert gate.broken_bounds(proof)
+    return gate.first_stage(proof)
+
+
+def test_a_right_bundle_passes_20_times_of_20(case: Case, tmp_path: Path) -> None:
+    bundle = Bundle.draft(case.folder)
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        root = write_block_world(tmp_path / str(trial))
+        for path in root.rglob("*.jpg"):
+            height, width = rng.integers(20, 200, 2)
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+        tracklets = protocol_tracklets(read_protocols(DataSettings(root=root)))
+        reference = verify.make_reference(case.model, tracklets)
+        proof = gate.compare(reference, measure.measure(bundle, PLAIN, reference, "cpu"), PLAIN)
+        assert gate.broken_bounds(proof) == []
+
+
+def test_a_process_apart_measures_the_same(case: Case) -> None:
+    apart = measure.measure_apart(case.folder, PLAIN, case.trial.file, "cpu")
+    here = measure.measure(Bundle.draft(case.folder), PLAIN, case.trial.reference, "cpu")
+    np.testing.assert_allclose(apart.embeddings, here.embeddings, atol=1e-6)
+    assert apart.stages.keys() == here.stages.keys()
+    assert apart.device == "cpu"
+
+
+def test_what_happens_apart_is_said_here(case: Case) -> None:
+    with pytest.raises(BackendError, match=r"onnx-fp16 on cpu: bundle .* holds no onnx-fp16 graphs"):
+        measure.measure_apart(case.folder, Target("onnx", "fp16"), case.trial.file, "cpu")
+    with pytest.raises(BackendError, match=r"did not finish on cpu in 0 s"):
+        measure.measure_apart(case.folder, PLAIN, case.trial.file, "cpu", timeout_s=0.1)
+
+
+def test_a_reference_survives_its_file_and_its_part_keeps_rows_together(case: Case, tmp_path: Path) -> None:
+    reference = case.trial.reference
+    write_reference(tmp_path / "r.npz", reference)
+    assert_equal(read_reference(tmp_path / "r.npz"), reference)
+    last = max(reference.tokens)
+    part = reference.part([0, last])
+    np.testing.assert_array_equal(part.tokens[1], reference.tokens[last])
+    np.testing.assert_array_equal(part.embeddings[1], reference.embeddings[last])
+
+
+def assert_equal(a: Reference, b: Reference) -> None:
+    assert (a.lengths, a.frames) == (b.lengths, b.frames)
+    np.testing.assert_array_equal(a.embeddings, b.embeddings)
+    for one, other in zip(a.clips, b.clips, strict=True):
+        assert (one.platform, one.hr) == (other.platform, other.hr)
+        for crop, same in zip(one.crops, other.crops, strict=True):
+            np.testing.assert_array_equal(crop, same)
+    assert a.tokens.keys() == b.tokens.keys()
+
+
+def test_agreements_equal_slow_and_foreign_ones() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(2, 12, 5))
+    ours, theirs = (v @ v.T for v in vectors)
+    for matrix in (ours, theirs):
+        np.fill_diagonal(matrix, -np.inf)
+    rows = range(12)
+    taus = [kendalltau(np.delete(ours[i], i), np.delete(theirs[i], i)).statistic for i in rows]
+    assert gate.kendall_tau(ours, theirs) == pytest.approx(np.mean(taus))
+    shared = [len(set(np.argsort(-ours[i])[:3]) & set(np.argsort(-theirs[i])[:3])) / 3 for i in rows]
+    assert gate.top_agreement(ours, theirs, 3) == pytest.approx(np.mean(shared))
+    assert gate.kendall_tau(ours, ours) == 1.0
+
+
+def test_one_clip_cannot_be_ranked(case: Case) -> None:
+    reference = case.trial.reference.part([0])
+    measured = measure.Measured(reference.embeddings, {}, "cpu")
+    with pytest.raises(DataError, match="needs at least 2 tracklets, got 1"):
+        gate.compare(reference, measured, PLAIN)
