@@ -19,7 +19,7 @@ from s3clip_runtime.errors import ConfigError, SinkError
 
 if TYPE_CHECKING:
     from s3clip_runtime.cli.session import Matching
-    from s3clip_runtime.inference.bundle import Bundle
+    from s3clip_runtime.inference.bundle import Bundle, Target
     from s3clip_runtime.inference.embedder import Embedder
     from s3clip_runtime.streams.annotate import FileAnnotator, LiveAnnotator
     from s3clip_runtime.streams.camera import Camera
@@ -45,6 +45,7 @@ class RunOptions:
     contact_sheet: Path | None
     embedding: bool
     device: str
+    target: str | None
     threads: int | None
     min_frames: int
 
@@ -74,6 +75,11 @@ class RunOptions:
 )
 @click.option("--embedding", is_flag=True, help="Put the embedding into each event. It is biometric data.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--target",
+    metavar="NAME",
+    help="Which graphs of the bundle, like tensorrt-fp16; chosen by the device else.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each network; all by default.")
 @click.option(
     "--min-frames",
@@ -96,6 +102,7 @@ def main(
     contact_sheet: Path | None,
     embedding: bool,
     device: str,
+    target: str | None,
     threads: int | None,
     min_frames: int,
     demo: bool,
@@ -108,7 +115,7 @@ def main(
     """
     options = RunOptions(
         sources, bundle, gallery, threshold, detectors, tiles,
-        events, annotate, contact_sheet, embedding, device, threads, min_frames,
+        events, annotate, contact_sheet, embedding, device, target, threads, min_frames,
     )  # fmt: skip
     from s3clip_runtime.cli.signals import stop_on_signals
 
@@ -179,11 +186,13 @@ def run(options: RunOptions, stop: threading.Event) -> None:
     raise_problems(problems)
 
 
-def open_embedder(stack: ExitStack, bundle: Bundle, device: str, threads: int | None) -> Embedder:
+def open_embedder(
+    stack: ExitStack, bundle: Bundle, device: str, threads: int | None, target: Target | None = None
+) -> Embedder:
     """The bundle's embedder, closed by `stack`; says on standard error where it runs and why."""
     from s3clip_runtime.inference.embedder import Embedder
 
-    embedder = stack.enter_context(Embedder(bundle, device=device, threads=threads))
+    embedder = stack.enter_context(Embedder(bundle, device=device, target=target, threads=threads))
     click.echo(f"device {embedder.device}: {embedder.device_reason}", err=True)
     return embedder
 
@@ -201,6 +210,7 @@ def chosen_threshold(threshold: float | None) -> float:
 def _open_matching(stack: ExitStack, options: RunOptions, bundle: Bundle) -> Matching:
     from s3clip_runtime.cli.session import Matching
     from s3clip_runtime.gallery.store import Gallery
+    from s3clip_runtime.inference.bundle import Target
     from s3clip_runtime.streams.events import UNCALIBRATED_THRESHOLD
 
     manifest = bundle.manifest
@@ -219,7 +229,8 @@ def _open_matching(stack: ExitStack, options: RunOptions, bundle: Bundle) -> Mat
                 dim=manifest.contract.embedding_dim,
             )
         )
-    embedder = open_embedder(stack, bundle, options.device, options.threads)
+    target = None if options.target is None else Target.parse(options.target)
+    embedder = open_embedder(stack, bundle, options.device, options.threads, target)
     return Matching(bundle, embedder, gallery, threshold)
 
 
@@ -274,6 +285,7 @@ def _check_demo(options: RunOptions) -> None:
         "--annotate": options.annotate,
         "--contact-sheet": options.contact_sheet,
         "--embedding": options.embedding,
+        "--target": options.target,
     }
     wrong = [name for name, value in given.items() if value]
     if wrong:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.errors import BackendError, S3ClipError
 from s3clip_runtime.inference.backends import Session
+from s3clip_runtime.inference.backends.cuda import gpu
 from s3clip_runtime.inference.bundle import Bundle, Role, Target
 from s3clip_runtime.inference.clips import spread_indices
 from s3clip_runtime.inference.embedder import Embedder, open_session
@@ -39,7 +40,7 @@ class Measured:
     Attributes:
         embeddings: float32 (N, D).
         stages: error of each stage when it is fed with the reference's own input, see `bundle.Proof`.
-        device: where they ran.
+        device: where they ran, with the GPU's name.
     """
 
     embeddings: NDArray[np.float32]
@@ -63,7 +64,7 @@ def measure(bundle: Bundle, target: Target, reference: Reference, device: str) -
             sessions[role] = open_session(bundle, role, target, where)
             stack.callback(sessions[role].close)
         stages |= _graph_errors(sessions, reference)
-    return Measured(embeddings, stages, where)
+    return Measured(embeddings, stages, where if where == "cpu" else f"{where} ({gpu().name})")
 
 
 def measure_apart(

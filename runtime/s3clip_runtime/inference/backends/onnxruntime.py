@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -228,6 +230,8 @@ def _load(
             f"this onnxruntime has no {wanted} (it has {', '.join(available)}); to use cuda, uninstall "
             'onnxruntime and pip install "s3clip[gpu]"'
         )
+    if device == "cuda":
+        _preload_cuda(ort)
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     # Set explicitly: left at 0, ONNX Runtime pins threads to all cores of the host, even in a container.
@@ -254,6 +258,12 @@ def _optimisation(ort: ModuleType, device: str, precision: Precision) -> object:
     """
     levels = ort.GraphOptimizationLevel
     return levels.ORT_ENABLE_BASIC if device == "cpu" and precision == "fp16" else levels.ORT_ENABLE_ALL
+
+
+def _preload_cuda(ort: ModuleType) -> None:
+    """Let it load CUDA and cuDNN from pip's packages, where the dynamic loader does not look."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing; the session will tell
+        ort.preload_dlls()
 
 
 def _import_onnxruntime() -> ModuleType:
