@@ -610,6 +610,7 @@ int cuDeviceGet(int *device, int index) { *device = index + 40; return 0; }
 int cuDeviceGetName(char *name, int size, int device) { name[0] = 'A' + device - 40; name[1] = 0; return 0; }
 int cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 75 ? 8 : 7; return 0; }
 int nvmlInit_v2(void) { return 0; }
+int nvmlShutdown(void) { return 0; }
 int nvmlSystemGetDriverVersion(char *text, unsigned size) { __builtin_strcpy(text, "595.58.03"); return 0; }
 """
 LIBRARIES = """

@@ -193,6 +193,19 @@ def test_wrong_command_line_is_one_line(words: list[str], sentence: str) -> None
     assert_refused(s3clip_run(*words), sentence)
 
 
+def test_a_target_is_obeyed_or_refused(street: Street, usual: list[str]) -> None:
+    source, boxes = f"{street.video}@ground", ("--detector", street.boxes)
+    done = s3clip_run(source, *usual, *boxes, "--target", "onnx-fp32")
+    assert done.returncode == 0
+    assert "onnx-fp32 as asked" in done.stderr
+    assert_refused(
+        s3clip_run(source, *usual, "--target", "onnx-fp16"), "holds no onnx-fp16 graphs, only onnx-fp32"
+    )
+    assert_refused(
+        s3clip_run(source, *usual, "--target", "fast"), "target 'fast' is unknown; use one of onnx-fp32"
+    )
+
+
 def test_missing_gallery_is_not_made(street: Street, usual: list[str], tmp_path: Path) -> None:
     done = s3clip_run(f"{street.video}@ground", *usual, "--gallery", tmp_path / "typo.sqlite")
     assert_refused(done, r"typo\.sqlite")

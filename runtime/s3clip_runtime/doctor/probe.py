@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from s3clip_runtime.inference import driver
+
 NOT_INSTALLED: Final = "not installed"
 EMPTY_NAMESPACE: Final = "an empty namespace package"
-
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
-"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 
 SONAMES: Final = (
     "libcudart.so.12",
@@ -78,21 +77,16 @@ def read_tensorrt() -> dict[str, Any]:
 
 
 def read_driver() -> dict[str, Any]:
-    """CUDA driver and GPUs, by libcuda itself."""
-    found: dict[str, Any] = {"kernel": _kernel_driver()}
+    """CUDA driver and GPUs, by the driver itself."""
+    found: dict[str, Any] = {"kernel": driver.kernel_driver()}
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
+        library = driver.load()
+        found["cuda"] = driver.cuda_version(library)
+        driver.ask(library, "cuInit", 0)
+        gpus = [driver.describe(library, ordinal) for ordinal in range(driver.gpu_count(library))]
+    except (OSError, driver.DriverError) as error:
         return {**found, "error": str(error)}
-    version = ctypes.c_int()
-    if cuda.cuDriverGetVersion(ctypes.byref(version)) == 0:
-        found["cuda"] = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    code = cuda.cuInit(0)
-    if code != 0:
-        return {**found, "error": f"cuInit: {_cuda_error(cuda, code)}"}
-    count = ctypes.c_int()
-    cuda.cuDeviceGetCount(ctypes.byref(count))
-    return {**found, "gpus": [_gpu(cuda, index) for index in range(count.value)]}
+    return {**found, "gpus": [{"name": name, "compute_capability": number} for name, number in gpus]}
 
 
 def read_libraries() -> dict[str, Any]:
@@ -108,35 +102,6 @@ def read_libraries() -> dict[str, Any]:
             if soname not in found:
                 found[soname] = _open_library(soname, str(path), "pip")
     return found
-
-
-def _kernel_driver() -> str | None:
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return None
-    text = ctypes.create_string_buffer(96)
-    if nvml.nvmlInit_v2() != 0 or nvml.nvmlSystemGetDriverVersion(text, 96) != 0:
-        return None
-    return text.value.decode()
-
-
-def _cuda_error(cuda: ctypes.CDLL, code: int) -> str:
-    text = ctypes.c_char_p()
-    cuda.cuGetErrorString(code, ctypes.byref(text))
-    return f"error {code}, {(text.value or b'unknown').decode()}"
-
-
-def _gpu(cuda: ctypes.CDLL, index: int) -> dict[str, str]:
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    cuda.cuDeviceGet(ctypes.byref(device), index)
-    cuda.cuDeviceGetName(name, 256, device)
-    numbers = []
-    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
-        value = ctypes.c_int()
-        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        numbers.append(str(value.value))
-    return {"name": name.value.decode(errors="replace"), "compute_capability": ".".join(numbers)}
 
 
 def _open_library(soname: str, path: str, place: str) -> dict[str, Any] | None:
@@ -176,7 +141,7 @@ def _version(soname: str, library: ctypes.CDLL) -> str | None:
 def _cudart_version(library: ctypes.CDLL) -> str:
     value = ctypes.c_int()
     library.cudaRuntimeGetVersion(ctypes.byref(value))
-    return f"{value.value // 1000}.{value.value % 1000 // 10}"
+    return driver.spelled(value.value)
 
 
 def _cublas_version(library: ctypes.CDLL) -> str:

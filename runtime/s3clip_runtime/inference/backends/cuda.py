@@ -1,8 +1,8 @@
 """The GPU: whether it can be used, what it is, and owned memory, streams and graphs on it.
 
-`driver_problem` and `gpu` ask the driver's own libraries through ctypes and need nothing installed. All else
-goes through `cuda.bindings.runtime` of the package cuda-python, which is imported by the first call. All of
-it uses GPU 0 of those that CUDA_VISIBLE_DEVICES leaves.
+`driver_problem` and `gpu` ask the driver itself and need nothing installed. All else goes through
+`cuda.bindings.runtime` of the package cuda-python, which is imported by the first call. All of it uses GPU 0
+of those that CUDA_VISIBLE_DEVICES leaves.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import BackendError
-
-_DRIVER = "libcuda.so.1"
-_NVML = "libnvidia-ml.so.1"
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
-"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+from s3clip_runtime.inference import driver
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +44,14 @@ def driver_problem() -> str | None:
     fault instead of an error.
     """
     try:
-        driver = ctypes.CDLL(_DRIVER)
+        library = driver.load()
+        driver.ask(library, "cuInit", 0)
+        count = driver.gpu_count(library)
     except OSError as error:
         return f"the NVIDIA driver is not installed ({error})"
-    code = driver.cuInit(0)
-    if code:
-        return f"the NVIDIA driver does not start (cuInit: {_driver_error(driver, code)})"
-    count = ctypes.c_int()
-    code = driver.cuDeviceGetCount(ctypes.byref(count))
-    if code:
-        return f"the NVIDIA driver lists no GPUs (cuDeviceGetCount: {_driver_error(driver, code)})"
-    return None if count.value else "the NVIDIA driver sees no GPU"
+    except driver.DriverError as error:
+        return f"the NVIDIA driver does not start ({error})"
+    return None if count else "the NVIDIA driver sees no GPU"
 
 
 def require_driver() -> None:
@@ -82,53 +75,14 @@ def gpu() -> Gpu:
         BackendError: no GPU can be used.
     """
     require_driver()
-    driver = ctypes.CDLL(_DRIVER)
-    device, version = ctypes.c_int(), ctypes.c_int()
-    name = ctypes.create_string_buffer(256)
-    _ask(driver, "cuDeviceGet", ctypes.byref(device), 0)
-    _ask(driver, "cuDeviceGetName", name, len(name), device)
-    _ask(driver, "cuDriverGetVersion", ctypes.byref(version))
-    capability = [_attribute(driver, device, number) for number in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR)]
-    offered = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    kernel = _kernel_driver()
-    return Gpu(
-        name=name.value.decode(errors="replace"),
-        compute_capability=".".join(map(str, capability)),
-        driver=offered if kernel is None else f"{offered} ({kernel})",
-    )
-
-
-def _attribute(driver: ctypes.CDLL, device: ctypes.c_int, number: int) -> int:
-    value = ctypes.c_int()
-    _ask(driver, "cuDeviceGetAttribute", ctypes.byref(value), number, device)
-    return value.value
-
-
-def _ask(driver: ctypes.CDLL, name: str, *arguments: object) -> None:
-    code = getattr(driver, name)(*arguments)
-    if code:
-        raise BackendError(f"{name} failed: {_driver_error(driver, code)}; check the GPU with nvidia-smi")
-
-
-def _driver_error(driver: ctypes.CDLL, code: int) -> str:
-    text = ctypes.c_char_p()
-    if driver.cuGetErrorName(code, ctypes.byref(text)) or not text.value:
-        return f"error {code}"
-    return f"{text.value.decode()}, {code}"
-
-
-def _kernel_driver() -> str | None:
-    """Version of the kernel driver; None where NVML cannot tell, as on older Jetsons."""
+    library = driver.load()
     try:
-        nvml = ctypes.CDLL(_NVML)
-    except OSError:
-        return None
-    if nvml.nvmlInit_v2():
-        return None
-    text = ctypes.create_string_buffer(96)
-    code = nvml.nvmlSystemGetDriverVersion(text, len(text))
-    nvml.nvmlShutdown()
-    return None if code else text.value.decode(errors="replace")
+        name, capability = driver.describe(library, 0)
+        offered = driver.cuda_version(library)
+    except driver.DriverError as error:
+        raise BackendError(f"GPU 0 does not answer: {error}; check it with nvidia-smi") from error
+    kernel = driver.kernel_driver()
+    return Gpu(name, capability, offered if kernel is None else f"{offered} ({kernel})")
 
 
 def _runtime() -> ModuleType:
