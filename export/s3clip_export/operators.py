@@ -1,4 +1,4 @@
-"""Which ONNX operators every supported TensorRT reads: facts of its parser's own documentation, kept as data."""
+"""Which ONNX operators every supported TensorRT reads: facts of its parser's documentation, as data."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def operator_types() -> dict[str, tuple[str, ...]]:
     """
     table = json.loads(files(__package__).joinpath("tensorrt_ops.json").read_text("utf-8"))
     return {
-        name: tuple(entry["types"])
-        for name, entry in table["operators"].items()
-        if entry["supported"] == "Y"
+        name: tuple(entry["types"]) for name, entry in table["operators"].items() if entry["supported"] == "Y"
     }
 
 
