@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     import tensorrt
 
 WORKSPACE_BYTES = 4 << 30
-"""Most device memory that a builder may plan with. The largest graph, encode in FP32 at batch 64, needs 2.9 GB
-of activations, and TensorRT-RTX 1.7 refuses to build it with 1 GiB."""
+"""Most device memory that a builder may plan with. The largest graph, encode in FP32 at batch 64, needs
+2.9 GB of activations, and TensorRT-RTX 1.7 refuses to build it with 1 GiB."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "FLOAT": np.dtype(np.float32),
@@ -53,6 +53,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _TAIL = 8
 """Log lines that an error quotes: the reason stood in the last five of every refusal that was tried."""
+
+_POLL_S = 0.5
+"""Longest that Ctrl-C may go unseen, in seconds."""
 
 _Made = TypeVar("_Made")
 
@@ -236,7 +239,7 @@ def build_engine(
     builder = trt.Builder(cast("tensorrt.ILogger", log))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     begin = time.perf_counter()
-    _parse(trt, onnx_path, graph, network, log)
+    parser = _parse(trt, onnx_path, graph, network, log)
     parsed = time.perf_counter()
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -252,6 +255,7 @@ def build_engine(
     if plan is None:
         raise BackendError(f"{onnx_path}: TensorRT {trt.__version__} built no engine: {log.tail()}")
     built = time.perf_counter()
+    del parser  # only now: the network's weights lie in the parser's memory, not in its own
     layers = layers_from_log(log.layers) if target_capabilities is not None else _inspect(trt, plan, log)
     _write(engine_path, plan)
     if timing_cache is not None and target_capabilities is None:
@@ -306,6 +310,7 @@ class _Progress:
     def __init__(self) -> None:
         super().__init__()
         self.bar: tqdm[Any] | None = None
+        self._left: dict[str, int] = {}
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -314,18 +319,24 @@ class _Progress:
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
         """Called by TensorRT."""
+        self._left[phase_name] = num_steps
         if self.bar is not None:
             self.bar.total = (self.bar.total or 0) + num_steps
-            self.bar.set_postfix_str(phase_name[:40])
+            self.bar.set_postfix_str(phase_name)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
         """Called by TensorRT; False stops the build."""
-        if self.bar is not None:
-            self.bar.update()
+        self._advance(phase_name, 1)
         return not self._cancelled
 
     def phase_finish(self, phase_name: str) -> None:
-        """Called by TensorRT."""
+        """Called by TensorRT. Phases end early where there is nothing to do."""
+        self._advance(phase_name, self._left.get(phase_name, 0))
+
+    def _advance(self, phase: str, steps: int) -> None:
+        self._left[phase] = self._left.get(phase, 0) - steps
+        if self.bar is not None:
+            self.bar.update(steps)
 
 
 _Own = TypeVar("_Own", _Log, _Progress)
@@ -360,10 +371,12 @@ def _check_readable(path: Path, graph: bytes) -> int:
     return opset
 
 
-def _parse(trt: TensorRT, path: Path, graph: bytes, network: tensorrt.INetworkDefinition, log: _Log) -> None:
+def _parse(
+    trt: TensorRT, path: Path, graph: bytes, network: tensorrt.INetworkDefinition, log: _Log
+) -> tensorrt.OnnxParser:
     parser = trt.OnnxParser(network, cast("tensorrt.ILogger", log))
     if parser.parse(graph):
-        return
+        return parser
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     said = [
         f"node {error.node_name() or '?'} ({error.node_operator() or '?'}): {' '.join(error.desc().split())}"
@@ -455,8 +468,11 @@ def _interruptible(work: Callable[[], _Made], cancel: Callable[[], None]) -> _Ma
     Raised inside TensorRT's callbacks, a KeyboardInterrupt would pass through C++ that does not expect it.
     """
     with ThreadPoolExecutor(1, "tensorrt") as pool:
-        running = pool.submit(work)
+        pool.submit(int).result()  # a pool does not wait for a thread that was interrupted while it started
         try:
+            running = pool.submit(work)
+            while not wait([running], _POLL_S).done:
+                pass  # a signal that comes just before a wait does not end it, so none may be endless
             return running.result()
         except KeyboardInterrupt:
             cancel()
