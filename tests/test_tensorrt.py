@@ -19,10 +19,12 @@ from onnx import TensorProto, helper
 from tiny_graphs import perceptron, write_graph
 from tqdm import tqdm
 
+from s3clip_export import build_watch
 from s3clip_export import tensorrt as builder
 from s3clip_export.engine_layers import check_precisions
+from s3clip_export.engines import add_engines
 from s3clip_export.operators import operator_types, unsupported_operators
-from s3clip_export.tensorrt import EngineReport, TensorRT, add_engines, build_engine
+from s3clip_export.tensorrt import EngineReport, TensorRT, build_engine
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.bundle import Artefact, Contract, Manifest, Role, sha256_file
 
@@ -310,7 +312,7 @@ def test_ctrl_c_stops_the_builder_first() -> None:
         finished.append(stopped.wait(20))
 
     with pytest.raises(KeyboardInterrupt):
-        builder._interruptible(work, stopped.set)
+        build_watch.interruptible(work, stopped.set)
     assert finished == [True]
 
 
@@ -318,7 +320,7 @@ def test_ctrl_c_stops_the_builder_first() -> None:
 def test_progress_is_shown(
     trt: TensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(builder, "tqdm", lambda **options: tqdm(**{**options, "disable": False}))
+    monkeypatch.setattr(build_watch, "tqdm", lambda **options: tqdm(**{**options, "disable": False}))
     build(trt, perceptron(tmp_path / "tiny.onnx"))
     last = capsys.readouterr().err.split("\r")[-1]
     assert last.startswith("engine of tiny.onnx: 100%"), last
@@ -332,9 +334,9 @@ def test_a_cancelled_build_gives_no_engine(
 ) -> None:
     """The monitor's answer really stops the builder."""
 
-    def phase_start(self: builder._Progress, phase_name: str, parent: str | None, steps: int) -> None:
+    def phase_start(self: build_watch.Progress, phase_name: str, parent: str | None, steps: int) -> None:
         self.cancel()
 
-    monkeypatch.setattr(builder._Progress, "phase_start", phase_start)
+    monkeypatch.setattr(build_watch.Progress, "phase_start", phase_start)
     with pytest.raises(BackendError, match="built no engine"):
         build(trt, perceptron(tmp_path / "tiny.onnx"))

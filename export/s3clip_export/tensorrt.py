@@ -7,34 +7,21 @@ has none). Nothing of `tensorrt` may be touched before a driver was found: witho
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import onnx
-from tqdm import tqdm
 
-from s3clip_export.engine_layers import Layer, check_precisions, layers_from_inspector, layers_from_log
+from s3clip_export.build_watch import BuildLog, derived, interruptible, progress_of
+from s3clip_export.engine_layers import Layer, layers_from_inspector, layers_from_log
 from s3clip_export.operators import MAX_OPSET, standard_opset, unsupported_operators
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import TensorInfo
-from s3clip_runtime.inference.bundle import (
-    Artefact,
-    Engine,
-    Manifest,
-    Precision,
-    Role,
-    Target,
-    sha256_file,
-)
 from s3clip_runtime.inference.spec import BATCH_PROFILE
 
 if TYPE_CHECKING:
@@ -51,13 +38,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
 }
-_TAIL = 8
-"""Log lines that an error quotes: the reason stood in the last five of every refusal that was tried."""
-
-_POLL_S = 0.5
-"""Longest that Ctrl-C may go unseen, in seconds."""
-
-_Made = TypeVar("_Made")
 
 
 class TensorRT(Protocol):
@@ -83,19 +63,6 @@ class TensorRT(Protocol):
     def ProfilingVerbosity(self) -> type[tensorrt.ProfilingVerbosity]: ...
     @property
     def Runtime(self) -> type[tensorrt.Runtime]: ...
-
-
-class Gpu(Protocol):
-    """The GPU that engines are built on."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def compute_capability(self) -> str:
-        """Like "8.6"."""
-
-    @property
-    def driver(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,82 +96,6 @@ class EngineReport:
     warnings: tuple[str, ...]
 
 
-def open_tensorrt() -> tuple[TensorRT, Gpu]:
-    """The installed TensorRT and the GPU that it builds for.
-
-    Raises:
-        BackendError: there is no usable driver, or TensorRT cannot be imported.
-    """
-    from s3clip_runtime.inference.backends.cuda import (  # type: ignore[import-not-found, unused-ignore]
-        driver_problem,
-        gpu,
-    )
-
-    problem = driver_problem()
-    if problem is not None:
-        raise BackendError(
-            f"TensorRT engines are built on the GPU that runs them, and here none can be used: {problem}; "
-            "export on the machine of deployment"
-        )
-    try:
-        module = importlib.import_module("tensorrt")
-    except ImportError as error:
-        raise BackendError(
-            f"tensorrt cannot be imported ({error}); install TensorRT 10.3 or newer as NVIDIA's guide says"
-        ) from error
-    return cast(TensorRT, module), cast(Gpu, gpu())
-
-
-def add_engines(
-    folder: Path,
-    manifest: Manifest,
-    precision: Precision,
-    *,
-    workspace_bytes: int = WORKSPACE_BYTES,
-    timing_cache: Path | None = None,
-    fp32_nodes: Mapping[Role, Collection[str]] | None = None,
-) -> Manifest:
-    """Build an engine of each ONNX graph of one precision in a draft bundle.
-
-    Args:
-        folder: the draft; `ROLE.PRECISION.engine` is written into it.
-        manifest: of the draft; must list the ONNX graphs of this precision.
-        precision: of the graphs.
-        workspace_bytes: most device memory that the builder may plan with.
-        timing_cache: file of measured kernels that later builds on this GPU start from; None keeps none.
-        fp32_nodes: nodes that the FP16 graphs keep in FP32 on purpose.
-
-    Returns:
-        The manifest with the engines.
-
-    Raises:
-        BackendError: no GPU, no TensorRT, a graph is refused, or an engine has another precision than asked.
-        BundleError: the draft holds no ONNX graphs of this precision, or cannot be written.
-    """
-    graphs = {a.role: a for a in manifest.artefacts if a.target == Target("onnx", precision)}
-    missing = [role for role in get_args(Role) if role not in graphs]
-    if missing:
-        raise BundleError(
-            f"bundle {folder}: holds no {precision} ONNX graph {', '.join(missing)} to build an engine from; "
-            f"export its {precision} graphs first"
-        )
-    trt, gpu = open_tensorrt()
-    engines = []
-    for role, graph in graphs.items():
-        path = folder / f"{role}.{precision}.engine"
-        report = build_engine(
-            trt, folder / graph.file, path, workspace_bytes=workspace_bytes, timing_cache=timing_cache
-        )
-        try:
-            check_precisions(report.layers, precision, fp32_nodes=(fp32_nodes or {}).get(role, ()))
-        except BackendError as error:
-            path.unlink()
-            raise BackendError(f"{path.name}: {error}") from error
-        engines.append(_artefact(role, precision, path, report, trt.__version__, gpu))
-    others = tuple(a for a in manifest.artefacts if a.target != Target("tensorrt", precision))
-    return manifest.model_copy(update={"artefacts": (*others, *engines)})
-
-
 def build_engine(
     trt: TensorRT,
     onnx_path: Path,
@@ -235,7 +126,7 @@ def build_engine(
     """
     graph = _read(onnx_path)
     opset = _check_readable(onnx_path, graph)
-    log = _derive(_Log, trt.ILogger)
+    log = derived(BuildLog, trt.ILogger)
     builder = trt.Builder(cast("tensorrt.ILogger", log))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     begin = time.perf_counter()
@@ -250,8 +141,8 @@ def build_engine(
         timing_cache_use = "unused: kernels cannot be timed for a GPU that is not here"
     else:
         timing_cache_use = _attach_timing_cache(config, timing_cache)
-    with _progress(trt, config, onnx_path.name) as progress:
-        plan = _interruptible(lambda: builder.build_serialized_network(network, config), progress.cancel)
+    with progress_of(config, trt.IProgressMonitor, onnx_path.name) as progress:
+        plan = interruptible(lambda: builder.build_serialized_network(network, config), progress.cancel)
     if plan is None:
         raise BackendError(f"{onnx_path}: TensorRT {trt.__version__} built no engine: {log.tail()}")
     built = time.perf_counter()
@@ -274,78 +165,6 @@ def build_engine(
         timing_cache=timing_cache_use,
         warnings=tuple(log.warnings),
     )
-
-
-class _Log:
-    """A logger that keeps what an error or the report needs: the whole log of one build has megabytes."""
-
-    def __init__(self) -> None:
-        super().__init__()  # the base that is mixed in is C++ and must be initialised
-        self.warnings: list[str] = []
-        self.layers = ""
-        self.numbers: dict[str, int] = {}
-        self._tail: deque[str] = deque(maxlen=_TAIL)
-
-    def log(self, severity: tensorrt.ILogger.Severity, msg: str) -> None:
-        """Called by TensorRT, also from its own threads."""
-        if msg.startswith("Layers:"):
-            self.layers = msg
-            return
-        name, _, rest = msg.partition(":")
-        if name in ("Total Activation Memory", "Total Weights Memory"):
-            self.numbers[name] = int(rest.split()[0])
-        if severity.name in ("INTERNAL_ERROR", "ERROR", "WARNING"):
-            self.warnings.append(" ".join(msg.split()))
-        if msg.strip(" -"):
-            self._tail.append(" ".join(msg.split()))
-
-    def tail(self) -> str:
-        """The errors and the last lines, joined to one."""
-        return " | ".join(dict.fromkeys([*self.warnings[-3:], *self._tail])) or "its log is empty"
-
-
-class _Progress:
-    """A progress monitor on the console. Each phase of the builder adds its steps to the one bar."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bar: tqdm[Any] | None = None
-        self._left: dict[str, int] = {}
-        self._cancelled = False
-
-    def cancel(self) -> None:
-        """Let the builder stop at its next step."""
-        self._cancelled = True
-
-    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        """Called by TensorRT."""
-        self._left[phase_name] = num_steps
-        if self.bar is not None:
-            self.bar.total = (self.bar.total or 0) + num_steps
-            self.bar.set_postfix_str(phase_name)
-
-    def step_complete(self, phase_name: str, step: int) -> bool:
-        """Called by TensorRT; False stops the build."""
-        self._advance(phase_name, 1)
-        return not self._cancelled
-
-    def phase_finish(self, phase_name: str) -> None:
-        """Called by TensorRT. Phases end early where there is nothing to do."""
-        self._advance(phase_name, self._left.get(phase_name, 0))
-
-    def _advance(self, phase: str, steps: int) -> None:
-        self._left[phase] = self._left.get(phase, 0) - steps
-        if self.bar is not None:
-            self.bar.update(steps)
-
-
-_Own = TypeVar("_Own", _Log, _Progress)
-
-
-def _derive(own: type[_Own], base: type[object]) -> _Own:
-    """Our class made a subclass of TensorRT's, which is known only now: the module is an argument."""
-    made: _Own = type(own.__name__, (own, base), {})()
-    return made
 
 
 def _read(path: Path) -> bytes:
@@ -372,7 +191,7 @@ def _check_readable(path: Path, graph: bytes) -> int:
 
 
 def _parse(
-    trt: TensorRT, path: Path, graph: bytes, network: tensorrt.INetworkDefinition, log: _Log
+    trt: TensorRT, path: Path, graph: bytes, network: tensorrt.INetworkDefinition, log: BuildLog
 ) -> tensorrt.OnnxParser:
     parser = trt.OnnxParser(network, cast("tensorrt.ILogger", log))
     if parser.parse(graph):
@@ -394,7 +213,7 @@ def _add_profile(
     network: tensorrt.INetworkDefinition,
     batches: tuple[int, int, int],
     path: Path,
-    log: _Log,
+    log: BuildLog,
 ) -> None:
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):
@@ -453,33 +272,7 @@ def _save_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> str:
     return f", saved {measured.nbytes} bytes"
 
 
-@contextmanager
-def _progress(trt: TensorRT, config: tensorrt.IBuilderConfig, name: str) -> Iterator[_Progress]:
-    progress = _derive(_Progress, trt.IProgressMonitor)
-    config.progress_monitor = cast("tensorrt.IProgressMonitor", progress)
-    with tqdm(desc=f"engine of {name}", unit="step", disable=None) as bar:
-        progress.bar = bar
-        yield progress
-
-
-def _interruptible(work: Callable[[], _Made], cancel: Callable[[], None]) -> _Made:
-    """Run the builder in a thread of its own, so that Ctrl-C reaches this one.
-
-    Raised inside TensorRT's callbacks, a KeyboardInterrupt would pass through C++ that does not expect it.
-    """
-    with ThreadPoolExecutor(1, "tensorrt") as pool:
-        pool.submit(int).result()  # a pool does not wait for a thread that was interrupted while it started
-        try:
-            running = pool.submit(work)
-            while not wait([running], _POLL_S).done:
-                pass  # a signal that comes just before a wait does not end it, so none may be endless
-            return running.result()
-        except KeyboardInterrupt:
-            cancel()
-            raise  # the pool waits for the builder's next step first
-
-
-def _inspect(trt: TensorRT, plan: tensorrt.IHostMemory, log: _Log) -> tuple[Layer, ...]:
+def _inspect(trt: TensorRT, plan: tensorrt.IHostMemory, log: BuildLog) -> tuple[Layer, ...]:
     engine = trt.Runtime(cast("tensorrt.ILogger", log)).deserialize_cuda_engine(plan)
     if engine is None:
         raise BackendError(
@@ -500,30 +293,6 @@ def _info(tensor: tensorrt.ITensor) -> TensorInfo:
         )
     shape = tuple(None if n == -1 else n for n in tensor.shape)
     return TensorInfo(shape, _DTYPES[tensor.dtype.name])
-
-
-def _artefact(
-    role: Role, precision: Precision, path: Path, report: EngineReport, version: str, gpu: Gpu
-) -> Artefact:
-    return Artefact(
-        role=role,
-        file=path.name,
-        precision=precision,
-        backend="tensorrt",
-        opset=report.opset,
-        sha256=sha256_file(path),
-        bytes=report.bytes,
-        engine=Engine(
-            tensorrt=version,
-            compute_capability=gpu.compute_capability,
-            gpu=gpu.name,
-            driver=gpu.driver,
-            onnx_sha256=report.onnx_sha256,
-            profile=BATCH_PROFILE,
-            inputs={name: str(info) for name, info in report.inputs.items()},
-            outputs={name: str(info) for name, info in report.outputs.items()},
-        ),
-    )
 
 
 def _write(path: Path, data: tensorrt.IHostMemory) -> None:
