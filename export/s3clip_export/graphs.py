@@ -1,4 +1,8 @@
-"""The three graphs of a bundle as traceable modules: uint8 crops in, one unit vector out."""
+"""The three graphs of a bundle as traceable modules: uint8 crops in, one unit vector out.
+
+Bytes are cast right after the input and right before the output, and transposed as floats: TensorRT knows
+UINT8 only as an input or output with a Cast beside it, and refuses to transpose it.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +25,10 @@ class Enhance(nn.Module):
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        resolved = self.model.super_resolve(unit_range(crops.permute(0, 3, 1, 2)))
+        resolved = self.model.super_resolve(unit_range(crops).permute(0, 3, 1, 2))
         frames = self.model.normalise(self.model.up(resolved))
-        picture = (resolved * 255.0).round().clamp(0.0, 255.0).to(torch.uint8)
-        return self.model.visual.patch_tokens(frames), picture.permute(0, 2, 3, 1)
+        picture = (resolved * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1)
+        return self.model.visual.patch_tokens(frames), picture.to(torch.uint8)
 
 
 class Patchify(nn.Module):
@@ -36,7 +40,7 @@ class Patchify(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """See the class."""
-        return self.model.visual.patch_tokens(self.model.normalise(unit_range(crops.permute(0, 3, 1, 2))))
+        return self.model.visual.patch_tokens(self.model.normalise(unit_range(crops).permute(0, 3, 1, 2)))
 
 
 class Encode(nn.Module):

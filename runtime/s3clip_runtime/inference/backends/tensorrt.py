@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import TensorInfo, cuda
 from s3clip_runtime.inference.backends.batches import Batches, bucket_of
 from s3clip_runtime.inference.bundle import Engine
+
+if TYPE_CHECKING:
+    import tensorrt
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ _REBUILD = "build it for this machine with s3clip-export RUN -o BUNDLE --trt on 
 class _Bucket:
     """An execution context set to one batch size, and its run as a CUDA graph once that is captured."""
 
-    context: Any
+    context: tensorrt.IExecutionContext
     graph: cuda.CapturedGraph | None = None
 
 
@@ -76,8 +79,8 @@ class TensorRtSession:
         self._profile = entry.profile
         self.capture_problem: str | None = None
         with ExitStack() as opened:
-            self._runtime, self._engine = _load(self._trt, path)
-            self.batches = _tensors(self._trt, self._engine, path, entry)
+            runtime, engine = _load(self._trt, path)
+            self.batches = _tensors(self._trt, engine, path, entry)
             self.stream = stream if stream is not None else opened.enter_context(cuda.Stream())
             self._device = {
                 name: opened.enter_context(cuda.DeviceBuffer(self._profile[2] * _row_bytes(info)))
@@ -87,13 +90,13 @@ class TensorRtSession:
                 # Rows of the padding that were never written must still be valid, platform ids above all.
                 self.stream.clear(buffer)
             # Engines without activations ask for none, and CUDA gives no buffer of no bytes.
-            self._scratch = opened.enter_context(
-                cuda.DeviceBuffer(max(1, int(self._engine.device_memory_size_v2)))
-            )
+            self._scratch = opened.enter_context(cuda.DeviceBuffer(max(1, int(engine.device_memory_size_v2))))
             self.stream.wait()
             self._uploading: set[str] = set()
             self._pinned: dict[str, cuda.PinnedArray] = {}
             self._buckets: dict[int, _Bucket] = {}
+            self._runtime: tensorrt.Runtime | None = runtime
+            self._engine: tensorrt.ICudaEngine | None = engine
             self._opened: ExitStack | None = opened.pop_all()
 
     @property
@@ -220,10 +223,11 @@ class TensorRtSession:
                 _LOG.warning("%s runs without CUDA graphs, which is slower: %s", self._path, error)
         return bucket
 
-    def _context(self, size: int) -> Any:  # noqa: ANN401  an object of an untyped package
+    def _context(self, size: int) -> tensorrt.IExecutionContext:
         """A context of its own for every batch size: a captured graph must not see its context change."""
         # All share one scratch memory, because all run on one stream and so never at the same time.
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        assert self._engine is not None  # open, as the callers have checked
         context = self._engine.create_execution_context(strategy)
         if context is None:
             raise BackendError(f"{self._path}: TensorRT gives no execution context; its log has the reason")
@@ -240,7 +244,7 @@ class TensorRtSession:
                 raise BackendError(f"{self._path}: the engine takes no memory for {name}; {_REBUILD}")
         return context
 
-    def _execute(self, context: Any) -> None:  # noqa: ANN401  an object of an untyped package
+    def _execute(self, context: tensorrt.IExecutionContext) -> None:
         if not context.execute_async_v3(self.stream.handle):
             raise BackendError(f"{self._path}: the run on cuda failed; TensorRT's log has the reason")
 
@@ -293,20 +297,20 @@ def _check_version(path: Path, entry: Engine, found: str) -> None:
         )
 
 
-def _load(trt: ModuleType, path: Path) -> tuple[Any, Any]:
+def _load(trt: ModuleType, path: Path) -> tuple[tensorrt.Runtime, tensorrt.ICudaEngine]:
     """Runtime and engine; the runtime must outlive the engine."""
     try:
         plan = path.read_bytes()
     except OSError as error:
         raise BackendError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    runtime: tensorrt.Runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BackendError(f"{path}: TensorRT cannot load it, its log has the reason; {_REBUILD}")
     return runtime, engine
 
 
-def _tensors(trt: ModuleType, engine: Any, path: Path, entry: Engine) -> Batches:  # noqa: ANN401
+def _tensors(trt: ModuleType, engine: tensorrt.ICudaEngine, path: Path, entry: Engine) -> Batches:
     """The engine's tensors, which must be those of the entry."""
     inputs: dict[str, TensorInfo] = {}
     outputs: dict[str, TensorInfo] = {}
@@ -325,7 +329,7 @@ def _tensors(trt: ModuleType, engine: Any, path: Path, entry: Engine) -> Batches
     return Batches(path, MappingProxyType(inputs), MappingProxyType(outputs), entry.profile[2])
 
 
-def _info(engine: Any, path: Path, name: str) -> TensorInfo:  # noqa: ANN401  an object of an untyped package
+def _info(engine: tensorrt.ICudaEngine, path: Path, name: str) -> TensorInfo:
     kind = engine.get_tensor_dtype(name).name
     if kind not in _DTYPES:
         raise BackendError(f"{path}: {name} has type {kind}; supported are {', '.join(_DTYPES)}")

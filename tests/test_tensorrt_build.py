@@ -1,0 +1,105 @@
+"""TensorRT-RTX really builds the graphs of the full-size network, on the CPU, with the batches of deployment.
+
+Nothing is run: an engine needs a GPU. What is held is that every node is taken, that the products compute in
+the precision that was asked for, and how much memory the engine will want.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+import pytest
+import torch
+from onnxruntime.transformers import float16
+
+from s3clip.config import parse_config
+from s3clip.models.model import build_model
+from s3clip_export.engine_layers import check_precisions
+from s3clip_export.onnx import OPSET, export_graph, graph_sources
+from s3clip_export.operators import MAX_OPSET, unsupported_operators
+from s3clip_export.tensorrt import build_engine
+from s3clip_runtime.errors import BackendError
+from s3clip_runtime.inference.bundle import Precision
+
+pytestmark = [pytest.mark.rtx, pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[1]
+
+
+class Budget(NamedTuple):
+    """Most bytes of activations at batch 64 and of weights."""
+
+    activations: int
+    weights: int
+
+
+BUDGETS: dict[tuple[str, Precision], Budget] = {
+    ("enhance", "fp32"): Budget(650_000_000, 50_000_000),  # measured 591 MB and 44.9 MB
+    ("enhance", "fp16"): Budget(211_000_000, 26_000_000),  # 192 and 22.9
+    ("patchify", "fp32"): Budget(65_000_000, 2_600_000),  # 58.5 and 2.36
+    ("patchify", "fp16"): Budget(42_000_000, 1_900_000),  # 37.6 and 1.57
+    ("encode", "fp32"): Budget(3_150_000_000, 432_000_000),  # 2865 and 392
+    ("encode", "fp16"): Budget(1_460_000_000, 216_000_000),  # 1328 and 196
+}
+"""A tenth above what TensorRT-RTX 1.7 planned."""
+
+FLOOR = 0.5
+"""Least part of its budget that an engine must want: less, and it is not the full-size network."""
+
+
+def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph in float16, with its inputs and outputs, LayerNormalization and Softmax as they are."""
+    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, "LayerNormalization", "Softmax"]
+    half: onnx.ModelProto = float16.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked)
+    return half
+
+
+@pytest.mark.parametrize("role", ["enhance", "patchify", "encode"])
+def test_a_full_size_graph_builds_in_both_precisions(role: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    config = parse_config(
+        tomllib.loads((ROOT / "configs/seeded-full.toml").read_text("utf-8")), "seeded-full"
+    )
+    torch.manual_seed(0)
+    (source,) = [s for s in graph_sources(build_model(config).eval()) if s.role == role]
+    graph = tmp_path / f"{role}.fp32.onnx"
+    export_graph(source, graph)
+    build_and_check(role, "fp32", graph)
+    half = to_half(onnx.load(graph))
+    onnx.save(half, tmp_path / f"{role}.fp16.onnx")
+    build_and_check(role, "fp16", tmp_path / f"{role}.fp16.onnx")
+
+
+def build_and_check(role: str, precision: Precision, graph: Path) -> None:
+    import tensorrt_rtx as trt
+
+    assert unsupported_operators(onnx.load(graph)) == []
+    report = build_engine(trt, graph, graph.with_suffix(".engine"), target_capabilities=("8.6",))
+    assert report.opset == OPSET <= MAX_OPSET
+    check_precisions(report.layers, precision)
+    other: Precision = "fp32" if precision == "fp16" else "fp16"
+    with pytest.raises(BackendError, match=rf"0\.0% of the engine's \d+ products write {other}"):
+        check_precisions(report.layers, other)
+    products = [layer for layer in report.layers if layer.is_product]
+    print(
+        f"\n{role} {precision}: parse {report.parse_s:.1f} s, build {report.build_s:.1f} s, "
+        f"{report.bytes} bytes, {len(report.layers)} layers, {len(products)} products, "
+        f"activations {report.activation_bytes}, weights {report.weights_bytes}, warnings {report.warnings}"
+    )
+    budget = BUDGETS[role, precision]
+    assert report.activation_bytes is not None
+    assert report.weights_bytes is not None
+    assert FLOOR * budget.activations < report.activation_bytes <= budget.activations
+    assert FLOOR * budget.weights < report.weights_bytes <= budget.weights
+    names = {name: str(info).partition(" ")[0] for name, info in {**report.inputs, **report.outputs}.items()}
+    assert (
+        names
+        == {
+            "enhance": {"crops": "uint8", "tokens": "float32", "picture": "uint8"},
+            "patchify": {"crops": "uint8", "tokens": "float32"},
+            "encode": {"tokens": "float32", "platform": "int64", "embedding": "float32"},
+        }[role]
+    )
