@@ -1,0 +1,371 @@
+"""Float32 graphs to float16 ones with float32 inputs and outputs: `typing` decides, `write_fp16` proves.
+
+A node stays float32 where float16 is known to hurt (LayerNormalization, Softmax, the arithmetic behind the last
+matrix product) and where the range audit saw numbers beyond `BOUND`. The converter of onnxruntime.transformers
+is not used: it sends a tensor between two float32 nodes through float16, where it overflows, and clamps weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from s3clip_export.audit import (
+    Feed,
+    NodeRange,
+    RangeAudit,
+    RangeReport,
+    add_probes,
+    audit_ranges,
+    element_types,
+    node_name,
+)
+from s3clip_export.isolated import run_isolated
+from s3clip_export.onnx import OPSET, graph_problems
+from s3clip_runtime.errors import BundleError
+from s3clip_runtime.inference.backends.onnxruntime import OrtSession
+from s3clip_runtime.inference.bundle import (
+    PLAIN,
+    Artefact,
+    Attachment,
+    Bundle,
+    Manifest,
+    Role,
+    sha256_file,
+)
+from s3clip_runtime.inference.clips import Clip
+from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
+
+BOUND = 1e4
+"""Nodes with larger numbers stay float32. Float16 ends at 65504: six times as much, for crops not seen here."""
+
+LARGEST = float(np.finfo(np.float16).max)
+"""65504, the largest float16."""
+
+SENSITIVE_OPS = frozenset({"LayerNormalization", "Softmax"})
+"""They add up squares or exponentials; TensorRT computes both in float32 anyway, so this costs nothing."""
+
+PRODUCTS = frozenset({"Conv", "Gemm", "MatMul", "LayerNormalization"})
+"""Where the search for the tail of a graph ends."""
+
+AUDIT_FILE = "range_audit.json"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A float16 graph, and the nodes that stayed float32 because of their range."""
+
+    model: onnx.ModelProto
+    kept: tuple[str, ...]
+
+
+def write_fp16(folder: Path, manifest: Manifest, clips: Sequence[Clip], *, bound: float = BOUND) -> Manifest:
+    """Add the float16 graphs and `range_audit.json` to a draft bundle.
+
+    Args:
+        folder: holds the float32 graphs.
+        manifest: names them; it is not written here.
+        clips: real ones, on which ranges are measured.
+        bound: see `BOUND`.
+
+    Returns:
+        The manifest with three artefacts and one attachment more.
+
+    Raises:
+        BundleError: there are no clips, or a graph overflows float16.
+    """
+    if not clips:
+        raise BundleError(f"bundle {folder}: the range audit needs crops; give at least one clip")
+    draft = Bundle(folder, manifest)
+    feeds = audit_feeds(draft, clips)
+    artefacts: list[Artefact] = []
+    audits: dict[Role, RangeAudit] = {}
+    kept: dict[Role, tuple[str, ...]] = {}
+    for role in get_args(Role):
+        model = onnx.load(draft.file(role, PLAIN))
+        audits[role] = audit_ranges(model, feeds[role])
+        converted = convert(model, audits[role], feeds[role], graph=role, bound=bound)
+        kept[role] = converted.kept
+        artefacts.append(_write_graph(folder, role, converted.model))
+    path = folder / AUDIT_FILE
+    report = RangeReport(bound=bound, graphs=audits, kept=kept)
+    path.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    attachment = Attachment(file=path.name, sha256=sha256_file(path), bytes=path.stat().st_size)
+    return manifest.model_copy(
+        update={
+            "artefacts": (*manifest.artefacts, *artefacts),
+            "attachments": {**manifest.attachments, "range_audit": attachment},
+        }
+    )
+
+
+def audit_feeds(draft: Bundle, clips: Sequence[Clip]) -> dict[Role, list[Feed]]:
+    """For each float32 graph of a draft one feed a clip: crops, and for `encode` the tokens made of them.
+
+    Without any LR clip the HR crops are shrunk for `enhance`, without any HR clip `patchify` gets the LR crops.
+    """
+    lr = [clip for clip in clips if not clip.hr] or clips
+    hr = [clip for clip in clips if clip.hr] or clips
+    enhance: list[Feed] = [{"crops": lr_batch(clip.crops)} for clip in lr]
+    patchify: list[Feed] = [{"crops": hr_batch(clip.crops)} for clip in hr]
+    threads = torch.get_num_threads()
+    sessions = {r: OrtSession(draft.file(r, PLAIN), threads=threads) for r in ("enhance", "patchify")}
+    encode: list[Feed] = []
+    for clip in clips:
+        crops = (hr_batch if clip.hr else lr_batch)(clip.crops)
+        tokens = sessions["patchify" if clip.hr else "enhance"].run({"crops": crops})["tokens"]
+        encode.append({"tokens": tokens[None], "platform": np.array([clip.platform], np.int64)})
+    return {"enhance": enhance, "patchify": patchify, "encode": encode}
+
+
+def convert(
+    model: onnx.ModelProto,
+    audit: RangeAudit,
+    feeds: Sequence[Feed],
+    *,
+    graph: str = "",
+    bound: float = BOUND,
+) -> Converted:
+    """Choose what stays float32, convert the rest, and run the result on the audit's crops.
+
+    Args:
+        model: the float32 graph; it is left as it is.
+        audit: of this graph.
+        feeds: what it was audited on.
+        graph: what messages call it; the graph's own name by default.
+        bound: see `BOUND`.
+
+    Raises:
+        BundleError: a weight does not fit in float16, or a node overflows in spite of the bound.
+    """
+    name = graph or model.graph.name
+    kept = nodes_beyond(model, audit, bound)
+    sensitive = {node_name(n) for n in model.graph.node if n.op_type in SENSITIVE_OPS}
+    try:
+        narrow = to_fp16(model, {*kept, *sensitive, *tail_nodes(model)})
+    except BundleError as error:
+        raise BundleError(f"graph {name}: {error}") from error
+    found = overflowing(narrow, feeds, graph=name)
+    if found:
+        raise BundleError(
+            f"graph {name}: {len(found)} nodes overflow float16 (largest {LARGEST:g}) on the audit's crops: "
+            f"{', '.join(map(str, found))}; export fp32 only or lower the bound ({bound:g})"
+        )
+    return Converted(narrow, kept)
+
+
+def nodes_beyond(model: onnx.ModelProto, audit: RangeAudit, bound: float) -> tuple[str, ...]:
+    """Names of the nodes that read or write a number, or hold a weight, whose |x| is above `bound`."""
+    largest = {n.tensor: n.largest for n in audit.nodes} | {w.name: w.largest for w in audit.weights}
+    return tuple(
+        node_name(node)
+        for node in model.graph.node
+        if any(largest.get(tensor, 0.0) > bound for tensor in (*node.input, *node.output))
+    )
+
+
+def tail_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes behind the last matrix products: mean over frames, L2 norm, rounding of pictures."""
+    producer = {name: node for node in model.graph.node for name in node.output if name}
+    tail: set[str] = set()
+    waiting = [value.name for value in model.graph.output]
+    while waiting:
+        node = producer.get(waiting.pop())
+        if node is not None and node.op_type not in PRODUCTS and node_name(node) not in tail:
+            tail.add(node_name(node))
+            waiting += node.input
+    return tail
+
+
+def overflowing(model: onnx.ModelProto, feeds: Sequence[Feed], *, graph: str = "") -> list[NodeRange]:
+    """Where a float16 graph leaves float16 on these feeds: the first nodes that do, not those that follow.
+
+    Every float16 tensor is rounded to float16, which ONNX Runtime alone would not do (see `add_probes`).
+
+    Raises:
+        BundleError: the graph does not run, see `run_isolated`.
+    """
+    probed = add_probes(model, TensorProto.FLOAT16)
+    outputs = [value.name for value in probed.model.graph.output]
+    runs = run_isolated(
+        probed.model,
+        feeds,
+        graph=graph or model.graph.name,
+        optimisation="none",
+        threads=torch.get_num_threads(),
+    )
+    ranges = probed.largest([[run[name] for name in outputs] for run in runs])
+    bad = {n.tensor: n for n in ranges if isnan(n.largest) or n.largest >= LARGEST}
+    inputs = {name: node.input for node in model.graph.node for name in node.output}
+    return [n for tensor, n in bad.items() if bad.keys().isdisjoint(inputs.get(tensor, ()))]
+
+
+def to_fp16(model: onnx.ModelProto, keep_fp32: AbstractSet[str]) -> onnx.ModelProto:
+    """A float16 copy of a graph; its inputs and outputs keep their types.
+
+    Casts stand only where a float16 and a float32 node meet, and a weight that both kinds read is there twice.
+
+    Args:
+        model: a float32 graph without subgraphs; it is left as it is.
+        keep_fp32: names of nodes (`node_name`) that stay float32. So do nodes whose operator knows no float16.
+
+    Raises:
+        BundleError: a weight of a float16 node does not fit in float16.
+    """
+    return _Narrowing(model, keep_fp32).result()
+
+
+class _Narrowing:
+    """One conversion: walks over the nodes in order and gives every tensor its type."""
+
+    def __init__(self, model: onnx.ModelProto, keep_fp32: AbstractSet[str]) -> None:
+        self._model = model
+        self._opset = next(entry.version for entry in model.opset_import if not entry.domain)
+        self._float = {n for n, kind in element_types(model).items() if kind == TensorProto.FLOAT}
+        self._weights = {w.name: w for w in model.graph.initializer}
+        self._wide = {node_name(n) for n in model.graph.node if not self._narrowable(n)} | keep_fp32
+        self._types: dict[str, int] = {v.name: TensorProto.FLOAT for v in model.graph.input}
+        self._outputs = {value.name for value in model.graph.output}
+        self._renamed: dict[str, str] = {}
+        self._sources: dict[str, str] = {}
+        self._nodes: list[onnx.NodeProto] = []
+        self._used: dict[str, onnx.TensorProto] = {}
+
+    def result(self) -> onnx.ModelProto:
+        for node in self._model.graph.node:
+            self._add(node)
+        for name in sorted(self._outputs & self._renamed.keys()):
+            self._cast(self._renamed[name], name, TensorProto.FLOAT)
+        made = onnx.ModelProto()
+        made.CopyFrom(self._model)
+        graph = made.graph
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(self._nodes)
+        graph.initializer.extend(self._used.values())
+        graph.value_info.extend(self._value_infos())
+        onnx.checker.check_model(made, full_check=True)
+        return made
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        kind = TensorProto.FLOAT if node_name(node) in self._wide else TensorProto.FLOAT16
+        new = onnx.NodeProto()
+        new.CopyFrom(node)
+        for i, name in enumerate(node.input):
+            fixed = name in self._float and self._fixed(node, i)
+            new.input[i] = self._input(name, TensorProto.FLOAT if fixed else kind)
+        for i, name in enumerate(node.output):
+            if name in self._float:
+                new.output[i] = self._output(name, kind)
+        if kind == TensorProto.FLOAT16 and node.op_type == "Cast":
+            for attribute in new.attribute:
+                if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                    attribute.i = TensorProto.FLOAT16
+        self._nodes.append(new)
+
+    def _input(self, name: str, kind: int) -> str:
+        """The name under which a node finds this tensor in the given type."""
+        if name in self._weights:
+            return self._weight(name, kind)
+        source = self._renamed.get(name, name)
+        if name not in self._float or self._types[source] == kind:
+            return source
+        target = f"{name}_as_{'fp16' if kind == TensorProto.FLOAT16 else 'fp32'}"
+        if target not in self._types:
+            self._cast(source, target, kind)
+        return target
+
+    def _output(self, name: str, kind: int) -> str:
+        if name in self._outputs and kind == TensorProto.FLOAT16:
+            self._renamed[name] = f"{name}_as_fp16"
+        made = self._renamed.get(name, name)
+        self._types[made] = kind
+        self._sources[made] = name
+        return made
+
+    def _cast(self, source: str, target: str, kind: int) -> None:
+        self._nodes.append(helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=kind))
+        self._types[target] = kind
+        self._sources[target] = self._sources.get(source, source)
+
+    def _weight(self, name: str, kind: int) -> str:
+        weight = self._weights[name]
+        if name not in self._float or kind == TensorProto.FLOAT:
+            self._used[name] = weight
+            return name
+        target = f"{name}_fp16"
+        if target not in self._used:
+            array: NDArray[np.float32] = numpy_helper.to_array(weight)
+            top = float(np.abs(array).max(initial=0.0))
+            if not top <= LARGEST:
+                raise BundleError(
+                    f"weight {name} holds {top:.4g}, float16 ends at {LARGEST:g}; keep the nodes that read it "
+                    "in float32 (lower the bound) or export fp32 only"
+                )
+            self._used[target] = numpy_helper.from_array(array.astype(np.float16), target)
+        return target
+
+    def _value_infos(self) -> list[onnx.ValueInfoProto]:
+        """Shapes as they were, types as they are now."""
+        graph = self._model.graph
+        known = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
+        public = {v.name for v in (*graph.input, *graph.output)}
+        infos = []
+        for node in self._nodes:
+            for name in node.output:
+                source = known.get(self._sources.get(name, name))
+                if source is None or name in public:
+                    continue
+                info = onnx.ValueInfoProto()
+                info.CopyFrom(source)
+                info.name = name
+                if name in self._types:
+                    info.type.tensor_type.elem_type = self._types[name]
+                infos.append(info)
+        return infos
+
+    def _narrowable(self, node: onnx.NodeProto) -> bool:
+        """Whether the operator takes float16 wherever this node has float32, and nothing else fixes its type."""
+        if any(a.name == "dtype" or a.type == onnx.AttributeProto.TENSOR for a in node.attribute):
+            return False
+        schema = onnx.defs.get_schema(node.op_type, self._opset, node.domain)
+        formal = [
+            *((name, schema.inputs[min(i, len(schema.inputs) - 1)]) for i, name in enumerate(node.input)),
+            *((name, schema.outputs[min(i, len(schema.outputs) - 1)]) for i, name in enumerate(node.output)),
+        ]
+        return all(
+            "tensor(float16)" in parameter.types or parameter.type_str.startswith("tensor(")
+            for name, parameter in formal
+            if name in self._float
+        )
+
+    def _fixed(self, node: onnx.NodeProto, i: int) -> bool:
+        """Whether the operator itself demands float32 here, like the scales of Resize."""
+        inputs = onnx.defs.get_schema(node.op_type, self._opset, node.domain).inputs
+        return inputs[min(i, len(inputs) - 1)].type_str.startswith("tensor(")
+
+
+def _write_graph(folder: Path, role: Role, model: onnx.ModelProto) -> Artefact:
+    problems = graph_problems(model)
+    if problems:
+        raise BundleError(f"graph {role} in float16 breaks the contract: {'; '.join(problems)}")
+    path = folder / f"{role}.fp16.onnx"
+    onnx.save(model, path)
+    return Artefact(
+        role=role,
+        file=path.name,
+        precision="fp16",
+        backend="onnx",
+        opset=OPSET,
+        sha256=sha256_file(path),
+        bytes=path.stat().st_size,
+    )
