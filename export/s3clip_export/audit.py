@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
+from s3clip_export.isolated import open_session
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import Role
 
@@ -104,7 +105,11 @@ def audit_ranges(model: onnx.ModelProto, feeds: Iterable[Feed]) -> RangeAudit:
         if w.data_type == TensorProto.FLOAT
     ]
     probed = add_probes(model, TensorProto.FLOAT)
-    session = _open(probed.model)
+    serialised = probed.model.SerializeToString()
+    session = open_session(
+        serialised, optimisation="none", threads=torch.get_num_threads()
+    )  # nothing fused away
+    del serialised  # as large as the weights
     runs = [session.run(None, dict(feed)) for feed in tqdm(feeds, desc="range audit", unit="run")]
     if not runs:
         raise BundleError(
@@ -171,7 +176,9 @@ def round_stored(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     del copy.graph.node[:]
     for node in model.graph.node:
-        copy.graph.node.extend(_rounded(node, [n for n in node.output if types.get(n) == TensorProto.FLOAT16]))
+        copy.graph.node.extend(
+            _rounded(node, [n for n in node.output if types.get(n) == TensorProto.FLOAT16])
+        )
     return copy
 
 
@@ -217,16 +224,3 @@ def _rounded(node: onnx.NodeProto, outputs: Sequence[str]) -> list[onnx.NodeProt
 def _larger(a: float, b: float) -> float:
     """The larger one; NaN beats everything."""
     return nan if a != a or b != b else max(a, b)
-
-
-def _open(model: onnx.ModelProto) -> Any:  # noqa: ANN401  onnxruntime has no types
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # no tensor is fused away
-    # By node number: each maximum runs right behind its node. The default order runs all of them at the end,
-    # and then every tensor of the graph is alive at once.
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -1,14 +1,12 @@
-"""Float32 graphs to float16 ones with float32 inputs and outputs: `typing` decides, `write_fp16` proves.
+"""Float16 graphs of a bundle: audited, converted and tried for overflow before they are written.
 
 A node stays float32 where float16 is known to hurt (LayerNormalization, Softmax, the arithmetic behind the last
-matrix product) and where the range audit saw numbers beyond `BOUND`. The converter of onnxruntime.transformers
-is not used: it sends a tensor between two float32 nodes through float16, where it overflows, and clamps weights.
+matrix product) and where the range audit saw numbers beyond `BOUND`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -17,8 +15,7 @@ from typing import get_args
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from s3clip_export.audit import (
     Feed,
@@ -27,10 +24,10 @@ from s3clip_export.audit import (
     RangeReport,
     add_probes,
     audit_ranges,
-    element_types,
     node_name,
 )
 from s3clip_export.isolated import run_isolated
+from s3clip_export.narrow import LARGEST, to_fp16
 from s3clip_export.onnx import OPSET, graph_problems
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
@@ -48,9 +45,6 @@ from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 
 BOUND = 1e4
 """Nodes with larger numbers stay float32. Float16 ends at 65504: six times as much, for crops not seen here."""
-
-LARGEST = float(np.finfo(np.float16).max)
-"""65504, the largest float16."""
 
 SENSITIVE_OPS = frozenset({"LayerNormalization", "Softmax"})
 """They add up squares or exponentials; TensorRT computes both in float32 anyway, so this costs nothing."""
@@ -208,150 +202,6 @@ def overflowing(model: onnx.ModelProto, feeds: Sequence[Feed], *, graph: str = "
     bad = {n.tensor: n for n in ranges if isnan(n.largest) or n.largest >= LARGEST}
     inputs = {name: node.input for node in model.graph.node for name in node.output}
     return [n for tensor, n in bad.items() if bad.keys().isdisjoint(inputs.get(tensor, ()))]
-
-
-def to_fp16(model: onnx.ModelProto, keep_fp32: AbstractSet[str]) -> onnx.ModelProto:
-    """A float16 copy of a graph; its inputs and outputs keep their types.
-
-    Casts stand only where a float16 and a float32 node meet, and a weight that both kinds read is there twice.
-
-    Args:
-        model: a float32 graph without subgraphs; it is left as it is.
-        keep_fp32: names of nodes (`node_name`) that stay float32. So do nodes whose operator knows no float16.
-
-    Raises:
-        BundleError: a weight of a float16 node does not fit in float16.
-    """
-    return _Narrowing(model, keep_fp32).result()
-
-
-class _Narrowing:
-    """One conversion: walks over the nodes in order and gives every tensor its type."""
-
-    def __init__(self, model: onnx.ModelProto, keep_fp32: AbstractSet[str]) -> None:
-        self._model = model
-        self._opset = next(entry.version for entry in model.opset_import if not entry.domain)
-        self._float = {n for n, kind in element_types(model).items() if kind == TensorProto.FLOAT}
-        self._weights = {w.name: w for w in model.graph.initializer}
-        self._wide = {node_name(n) for n in model.graph.node if not self._narrowable(n)} | keep_fp32
-        self._types: dict[str, int] = {v.name: TensorProto.FLOAT for v in model.graph.input}
-        self._outputs = {value.name for value in model.graph.output}
-        self._renamed: dict[str, str] = {}
-        self._sources: dict[str, str] = {}
-        self._nodes: list[onnx.NodeProto] = []
-        self._used: dict[str, onnx.TensorProto] = {}
-
-    def result(self) -> onnx.ModelProto:
-        for node in self._model.graph.node:
-            self._add(node)
-        for name in sorted(self._outputs & self._renamed.keys()):
-            self._cast(self._renamed[name], name, TensorProto.FLOAT)
-        made = onnx.ModelProto()
-        made.CopyFrom(self._model)
-        graph = made.graph
-        del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(self._nodes)
-        graph.initializer.extend(self._used.values())
-        graph.value_info.extend(self._value_infos())
-        onnx.checker.check_model(made, full_check=True)
-        return made
-
-    def _add(self, node: onnx.NodeProto) -> None:
-        kind = TensorProto.FLOAT if node_name(node) in self._wide else TensorProto.FLOAT16
-        new = onnx.NodeProto()
-        new.CopyFrom(node)
-        for i, name in enumerate(node.input):
-            fixed = name in self._float and self._fixed(node, i)
-            new.input[i] = self._input(name, TensorProto.FLOAT if fixed else kind)
-        for i, name in enumerate(node.output):
-            if name in self._float:
-                new.output[i] = self._output(name, kind)
-        if kind == TensorProto.FLOAT16 and node.op_type == "Cast":
-            for attribute in new.attribute:
-                if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-                    attribute.i = TensorProto.FLOAT16
-        self._nodes.append(new)
-
-    def _input(self, name: str, kind: int) -> str:
-        """The name under which a node finds this tensor in the given type."""
-        if name in self._weights:
-            return self._weight(name, kind)
-        source = self._renamed.get(name, name)
-        if name not in self._float or self._types[source] == kind:
-            return source
-        target = f"{name}_as_{'fp16' if kind == TensorProto.FLOAT16 else 'fp32'}"
-        if target not in self._types:
-            self._cast(source, target, kind)
-        return target
-
-    def _output(self, name: str, kind: int) -> str:
-        if name in self._outputs and kind == TensorProto.FLOAT16:
-            self._renamed[name] = f"{name}_as_fp16"
-        made = self._renamed.get(name, name)
-        self._types[made] = kind
-        self._sources[made] = name
-        return made
-
-    def _cast(self, source: str, target: str, kind: int) -> None:
-        self._nodes.append(helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=kind))
-        self._types[target] = kind
-        self._sources[target] = self._sources.get(source, source)
-
-    def _weight(self, name: str, kind: int) -> str:
-        weight = self._weights[name]
-        if name not in self._float or kind == TensorProto.FLOAT:
-            self._used[name] = weight
-            return name
-        target = f"{name}_fp16"
-        if target not in self._used:
-            array: NDArray[np.float32] = numpy_helper.to_array(weight)
-            top = float(np.abs(array).max(initial=0.0))
-            if not top <= LARGEST:
-                raise BundleError(
-                    f"weight {name} holds {top:.4g}, float16 ends at {LARGEST:g}; keep the nodes that read it "
-                    "in float32 (lower the bound) or export fp32 only"
-                )
-            self._used[target] = numpy_helper.from_array(array.astype(np.float16), target)
-        return target
-
-    def _value_infos(self) -> list[onnx.ValueInfoProto]:
-        """Shapes as they were, types as they are now."""
-        graph = self._model.graph
-        known = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
-        public = {v.name for v in (*graph.input, *graph.output)}
-        infos = []
-        for node in self._nodes:
-            for name in node.output:
-                source = known.get(self._sources.get(name, name))
-                if source is None or name in public:
-                    continue
-                info = onnx.ValueInfoProto()
-                info.CopyFrom(source)
-                info.name = name
-                if name in self._types:
-                    info.type.tensor_type.elem_type = self._types[name]
-                infos.append(info)
-        return infos
-
-    def _narrowable(self, node: onnx.NodeProto) -> bool:
-        """Whether the operator takes float16 wherever this node has float32, and nothing else fixes its type."""
-        if any(a.name == "dtype" or a.type == onnx.AttributeProto.TENSOR for a in node.attribute):
-            return False
-        schema = onnx.defs.get_schema(node.op_type, self._opset, node.domain)
-        formal = [
-            *((name, schema.inputs[min(i, len(schema.inputs) - 1)]) for i, name in enumerate(node.input)),
-            *((name, schema.outputs[min(i, len(schema.outputs) - 1)]) for i, name in enumerate(node.output)),
-        ]
-        return all(
-            "tensor(float16)" in parameter.types or parameter.type_str.startswith("tensor(")
-            for name, parameter in formal
-            if name in self._float
-        )
-
-    def _fixed(self, node: onnx.NodeProto, i: int) -> bool:
-        """Whether the operator itself demands float32 here, like the scales of Resize."""
-        inputs = onnx.defs.get_schema(node.op_type, self._opset, node.domain).inputs
-        return inputs[min(i, len(inputs) - 1)].type_str.startswith("tensor(")
 
 
 def _write_graph(folder: Path, role: Role, model: onnx.ModelProto) -> Artefact:
