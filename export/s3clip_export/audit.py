@@ -1,6 +1,6 @@
 """The range audit: the largest number that each tensor of a graph takes on real crops.
 
-Float16 ends at 65504. Which nodes come near it depends on the trained weights, so it is measured, not guessed.
+Float16 ends at 65504. Which nodes come near it depends on the trained weights, so it is measured.
 """
 
 from __future__ import annotations
@@ -106,9 +106,8 @@ def audit_ranges(model: onnx.ModelProto, feeds: Iterable[Feed]) -> RangeAudit:
     ]
     probed = add_probes(model, TensorProto.FLOAT)
     serialised = probed.model.SerializeToString()
-    session = open_session(
-        serialised, optimisation="none", threads=torch.get_num_threads()
-    )  # nothing fused away
+    threads = torch.get_num_threads()
+    session = open_session(serialised, optimisation="none", threads=threads)  # no tensor is fused away
     del serialised  # as large as the weights
     runs = [session.run(None, dict(feed)) for feed in tqdm(feeds, desc="range audit", unit="run")]
     if not runs:
@@ -119,8 +118,8 @@ def audit_ranges(model: onnx.ModelProto, feeds: Iterable[Feed]) -> RangeAudit:
     broken = [str(n) for n in nodes if not isfinite(n.largest)]
     if broken:
         raise BundleError(
-            f"graph {model.graph.name}: {len(broken)} nodes are not finite even in float32, first {broken[0]}; "
-            "check the training run"
+            f"graph {model.graph.name}: {len(broken)} nodes are not finite even in float32, "
+            f"first {broken[0]}; check the training run"
         )
     return RangeAudit(
         runs=len(runs),

@@ -1,12 +1,12 @@
 """Float16 graphs of a bundle: audited, converted and tried for overflow before they are written.
 
-A node stays float32 where float16 is known to hurt (LayerNormalization, Softmax, the arithmetic behind the last
+A node stays float32 where float16 is known to hurt (LayerNormalization, Softmax, what stands behind the last
 matrix product) and where the range audit saw numbers beyond `BOUND`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -44,7 +44,7 @@ from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 
 BOUND = 1e4
-"""Nodes with larger numbers stay float32. Float16 ends at 65504: six times as much, for crops not seen here."""
+"""Nodes with larger numbers stay float32. Float16 ends at 65504: the factor of six is for unseen crops."""
 
 SENSITIVE_OPS = frozenset({"LayerNormalization", "Softmax"})
 """They add up squares or exponentials; TensorRT computes both in float32 anyway, so this costs nothing."""
@@ -106,7 +106,7 @@ def write_fp16(folder: Path, manifest: Manifest, clips: Sequence[Clip], *, bound
 def audit_feeds(draft: Bundle, clips: Sequence[Clip]) -> dict[Role, list[Feed]]:
     """For each float32 graph of a draft one feed a clip: crops, and for `encode` the tokens made of them.
 
-    Without any LR clip the HR crops are shrunk for `enhance`, without any HR clip `patchify` gets the LR crops.
+    Without any LR clip `enhance` gets the HR crops, shrunk; without any HR clip `patchify` gets the LR ones.
     """
     lr = [clip for clip in clips if not clip.hr] or clips
     hr = [clip for clip in clips if clip.hr] or clips
@@ -190,6 +190,8 @@ def overflowing(model: onnx.ModelProto, feeds: Sequence[Feed], *, graph: str = "
         BundleError: the graph does not run, see `run_isolated`.
     """
     probed = add_probes(model, TensorProto.FLOAT16)
+    if not probed.tensors:
+        return []
     outputs = [value.name for value in probed.model.graph.output]
     runs = run_isolated(
         probed.model,
@@ -199,9 +201,21 @@ def overflowing(model: onnx.ModelProto, feeds: Sequence[Feed], *, graph: str = "
         threads=torch.get_num_threads(),
     )
     ranges = probed.largest([[run[name] for name in outputs] for run in runs])
-    bad = {n.tensor: n for n in ranges if isnan(n.largest) or n.largest >= LARGEST}
-    inputs = {name: node.input for node in model.graph.node for name in node.output}
-    return [n for tensor, n in bad.items() if bad.keys().isdisjoint(inputs.get(tensor, ()))]
+    return _first(model, {n.tensor: n for n in ranges if isnan(n.largest) or n.largest >= LARGEST})
+
+
+def _first(model: onnx.ModelProto, bad: Mapping[str, NodeRange]) -> list[NodeRange]:
+    """Those bad tensors that are not made from other bad ones."""
+    tainted: set[str] = set()
+    first = []
+    for node in model.graph.node:
+        if tainted.isdisjoint(node.input):
+            found = [bad[name] for name in node.output if name in bad]
+            first += found
+            if not found:
+                continue
+        tainted |= set(node.output)
+    return first
 
 
 def _write_graph(folder: Path, role: Role, model: onnx.ModelProto) -> Artefact:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ TIMEOUT_S = 1800.0
 
 def run_isolated(
     model: onnx.ModelProto,
-    feeds: Iterable[Mapping[str, NDArray[Any]]],
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
     *,
     graph: str,
     optimisation: Optimisation = "basic",
@@ -54,22 +54,20 @@ def run_isolated(
     with tempfile.TemporaryDirectory(prefix="s3clip-") as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(model.SerializeToString())
-        count = 0
-        for count, feed in enumerate(feeds, start=1):
-            np.savez(folder / f"feed_{count - 1}.npz", **feed)
-        command = _command(folder, count, optimisation, threads)
+        for i, feed in enumerate(feeds):
+            arrays: dict[str, Any] = dict(feed)
+            np.savez(folder / f"feed_{i}.npz", **arrays)
+        command = _command(folder, len(feeds), optimisation, threads)
         try:
-            code = subprocess.run(
-                command, stdin=subprocess.DEVNULL, timeout=timeout_s, check=False
-            ).returncode
+            child = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired:
             raise BundleError(
-                f"graph {graph}: {count} float16 runs on the CPU must end within {timeout_s:g} s, and did not; "
-                "give fewer clips or a faster machine"
+                f"graph {graph}: {len(feeds)} float16 runs on the CPU must end within {timeout_s:g} s and "
+                "did not; give fewer clips or a faster machine"
             ) from None
-        if code:
-            raise BundleError(f"graph {graph}: {_cause(code, folder)}")
-        return [_read(folder / f"result_{i}.npz") for i in range(count)]
+        if child.returncode:
+            raise BundleError(f"graph {graph}: {_cause(child.returncode, folder)}")
+        return [_read(folder / f"result_{i}.npz") for i in range(len(feeds))]
 
 
 def open_session(model: Path | bytes, *, optimisation: str, threads: int) -> Any:  # noqa: ANN401  untyped

@@ -27,11 +27,11 @@ _FLOAT_ALONE = {"tensor(float)"}
 def to_fp16(model: onnx.ModelProto, keep_fp32: AbstractSet[str]) -> onnx.ModelProto:
     """A float16 copy of a graph; its inputs and outputs keep their types.
 
-    Casts stand only where a float16 and a float32 node meet, and a weight that both kinds read is there twice.
+    Casts stand only where a float16 and a float32 node meet; a weight that both kinds read is there twice.
 
     Args:
         model: a float32 graph without subgraphs; it is left as it is.
-        keep_fp32: names of nodes (`node_name`) that stay float32. So do nodes whose operator knows no float16.
+        keep_fp32: names of nodes (`node_name`) that stay float32, as do operators without a float16 form.
 
     Raises:
         BundleError: a weight of a float16 node does not fit in float16.
@@ -122,8 +122,8 @@ class _Narrowing:
             top = float(np.abs(array).max(initial=0.0))
             if not top <= LARGEST:
                 raise BundleError(
-                    f"weight {name} holds {top:.4g}, float16 ends at {LARGEST:g}; keep the nodes that read it "
-                    "in float32 (lower the bound) or export fp32 only"
+                    f"weight {name} holds {top:.4g}, float16 ends at {LARGEST:g}; keep the nodes that read "
+                    "it in float32 (lower the bound) or export fp32 only"
                 )
             self._used[target] = numpy_helper.from_array(array.astype(np.float16), target)
         return target
@@ -148,7 +148,7 @@ class _Narrowing:
         return infos
 
     def _narrowable(self, node: onnx.NodeProto) -> bool:
-        """Whether the operator takes float16 wherever this node has float32, and nothing else fixes its type."""
+        """Whether the operator takes float16 where this node has float32 and no attribute fixes the type."""
         if any(a.name == "dtype" or a.type == onnx.AttributeProto.TENSOR for a in node.attribute):
             return False
         reads = [self._input_types(node, i) for i, name in enumerate(node.input) if name in self._float]
