@@ -5,9 +5,10 @@ Float16 ends at 65504. Which nodes come near it depends on the trained weights, 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import inf, isfinite, nan
+from math import isfinite, isnan, nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,30 +66,13 @@ class RangeReport(_Record):
 
     Attributes:
         bound: nodes that read, hold or write larger numbers stay float32.
+        graphs: what was measured.
         kept: the names of these nodes.
     """
 
     bound: float
     graphs: dict[Role, RangeAudit]
     kept: dict[Role, tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class Probed:
-    """A graph whose only outputs are two numbers for each tensor: max |x| and sum |x|, in that order."""
-
-    model: onnx.ModelProto
-    tensors: tuple[NodeRange, ...]
-
-    def largest(self, runs: Iterable[Sequence[NDArray[Any]]]) -> list[NodeRange]:
-        """The largest |x| of each tensor over all runs; `runs` holds the outputs of each."""
-        tops = [0.0] * len(self.tensors)
-        for outputs in runs:
-            for i in range(len(tops)):
-                top, total = float(outputs[2 * i]), float(outputs[2 * i + 1])
-                # ReduceMax of ONNX Runtime passes over NaN, a sum cannot.
-                tops[i] = _larger(tops[i], nan if total != total else inf if total == inf else top)
-        return [t.model_copy(update={"largest": top}) for t, top in zip(self.tensors, tops, strict=True)]
 
 
 def audit_ranges(model: onnx.ModelProto, feeds: Iterable[Feed]) -> RangeAudit:
@@ -104,17 +88,19 @@ def audit_ranges(model: onnx.ModelProto, feeds: Iterable[Feed]) -> RangeAudit:
         for w in model.graph.initializer
         if w.data_type == TensorProto.FLOAT
     ]
-    probed = add_probes(model, TensorProto.FLOAT)
-    serialised = probed.model.SerializeToString()
-    threads = torch.get_num_threads()
-    session = open_session(serialised, optimisation="none", threads=threads)  # no tensor is fused away
-    del serialised  # as large as the weights
+    probed, tensors = add_probes(model, TensorProto.FLOAT)
+    with tempfile.TemporaryDirectory(prefix="s3clip-") as folder:
+        path = Path(folder, "probed.onnx")
+        path.write_bytes(probed.SerializeToString())
+        del probed  # it holds all weights again
+        threads = torch.get_num_threads()
+        session = open_session(path, optimisation="none", threads=threads)  # no tensor is fused away
     runs = [session.run(None, dict(feed)) for feed in tqdm(feeds, desc="range audit", unit="run")]
     if not runs:
         raise BundleError(
             f"graph {model.graph.name}: the range audit has no crops to run on; give at least one clip"
         )
-    nodes = probed.largest(runs)
+    nodes = read_probes(tensors, runs)
     broken = [str(n) for n in nodes if not isfinite(n.largest)]
     if broken:
         raise BundleError(
@@ -128,8 +114,10 @@ def audit_ranges(model: onnx.ModelProto, feeds: Iterable[Feed]) -> RangeAudit:
     )
 
 
-def add_probes(model: onnx.ModelProto, element: int) -> Probed:
+def add_probes(model: onnx.ModelProto, element: int) -> tuple[onnx.ModelProto, list[NodeRange]]:
     """A copy of `model` that measures its inputs and node outputs of one element type.
+
+    Its outputs are two numbers for each of the tensors that are returned with it: max |x| and sum |x|.
 
     Float16 tensors are also made to be rounded: ONNX Runtime computes most float16 nodes in float32 on a CPU
     and drops the pairs of casts between them, unless an Identity stands there and optimisation is off.
@@ -162,7 +150,18 @@ def add_probes(model: onnx.ModelProto, element: int) -> Probed:
             graph.node.append(node)
         for name in measured:
             probe(name, node_name(node), node.op_type)
-    return Probed(copy, tuple(tensors))
+    return copy, tensors
+
+
+def read_probes(tensors: Sequence[NodeRange], runs: Iterable[Sequence[NDArray[Any]]]) -> list[NodeRange]:
+    """The tensors with their largest |x| over all runs; a run is the list of its outputs (`add_probes`)."""
+    largest = [0.0] * len(tensors)
+    for outputs in runs:
+        for i in range(len(tensors)):
+            top, total = float(outputs[2 * i]), float(outputs[2 * i + 1])
+            # ReduceMax of ONNX Runtime passes over NaN, a sum cannot.
+            largest[i] = _larger(largest[i], total if isnan(total) else top)
+    return [t.model_copy(update={"largest": top}) for t, top in zip(tensors, largest, strict=True)]
 
 
 def round_stored(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -222,4 +221,4 @@ def _rounded(node: onnx.NodeProto, outputs: Sequence[str]) -> list[onnx.NodeProt
 
 def _larger(a: float, b: float) -> float:
     """The larger one; NaN beats everything."""
-    return nan if a != a or b != b else max(a, b)
+    return nan if isnan(a) or isnan(b) else max(a, b)

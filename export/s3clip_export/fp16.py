@@ -25,6 +25,7 @@ from s3clip_export.audit import (
     add_probes,
     audit_ranges,
     node_name,
+    read_probes,
 )
 from s3clip_export.isolated import run_isolated
 from s3clip_export.narrow import LARGEST, to_fp16
@@ -189,18 +190,18 @@ def overflowing(model: onnx.ModelProto, feeds: Sequence[Feed], *, graph: str = "
     Raises:
         BundleError: the graph does not run, see `run_isolated`.
     """
-    probed = add_probes(model, TensorProto.FLOAT16)
-    if not probed.tensors:
+    probed, tensors = add_probes(model, TensorProto.FLOAT16)
+    if not tensors:
         return []
-    outputs = [value.name for value in probed.model.graph.output]
+    outputs = [value.name for value in probed.graph.output]
     runs = run_isolated(
-        probed.model,
+        probed,
         feeds,
         graph=graph or model.graph.name,
         optimisation="none",
         threads=torch.get_num_threads(),
     )
-    ranges = probed.largest([[run[name] for name in outputs] for run in runs])
+    ranges = read_probes(tensors, [[run[name] for name in outputs] for run in runs])
     return _first(model, {n.tensor: n for n in ranges if isnan(n.largest) or n.largest >= LARGEST})
 
 

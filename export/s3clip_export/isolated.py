@@ -74,7 +74,7 @@ def open_session(model: Path | bytes, *, optimisation: str, threads: int) -> Any
     """An onnxruntime.InferenceSession on the CPU that runs nodes in the order in which the file has them.
 
     Probes stand right behind what they measure. The default order runs all of them at the end, and then every
-    tensor is alive at once: 7.4 GB instead of 2.6 for the full-size `encode` and one clip.
+    tensor is alive at once: 7.4 GB instead of 2.2 for the full-size `encode` and one clip.
     """
     import onnxruntime as ort
 
