@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from tiny_run import tiny_tree
 
 from s3clip.checkpoint import read_run
@@ -18,12 +19,15 @@ from s3clip.datasets.catalog import read_protocols
 from s3clip.models.model import build_model
 from s3clip.train import train
 from s3clip_export import write
+from s3clip_export.cli import main
 from s3clip_export.onnx import export_graph, graph_problems, graph_sources
 from s3clip_export.origin import origin_of_run
 from s3clip_export.verify import choose_tracklets, restrict
-from s3clip_runtime.errors import BundleError, ConfigError
+from s3clip_runtime.errors import BackendError, BundleError, ConfigError
+from s3clip_runtime.inference.backends.cuda import driver_problem
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
 from s3clip_runtime.inference.bundle import Bundle
+from s3clip_runtime.inference.gate import broken_bounds, check_reference
 from s3clip_runtime.inference.spec import CLIP_LENGTH, PATCHES
 
 pytestmark = pytest.mark.slow
@@ -66,6 +70,47 @@ def test_graphs_hold_the_contract(exported: Path) -> None:
         text = (exported / f"{name}.onnx").read_bytes()
         assert b'File "' not in text, "stack traces of the exporting machine"
         assert any(node.op_type == "LayerNormalization" for node in graph.graph.node) or name == "patchify"
+
+
+def test_engines_without_a_gpu_are_refused_before_any_work(run_folder: Path, tmp_path: Path) -> None:
+    if driver_problem() is None:
+        pytest.skip("this machine has a GPU")
+    origin = origin_of_run(run_folder)
+    with pytest.raises(BackendError, match="the NVIDIA driver is not installed"):
+        write.export(origin, tmp_path / "bundle", data=origin.config.data, wanted=write.Wanted(engines=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_proves_half_graphs_and_verifies_them_again(
+    run_folder: Path, tiny_world: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    words = [str(run_folder), "-o", str(out), "--fp16", "--tracklets", "8", "--reference", "4"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    before = Bundle.open(out)
+    assert [str(t) for t in before.targets] == ["onnx-fp32", "onnx-fp16"]
+    assert before.manifest.attachments.keys() == {"range_audit", "report", "reference"}
+    page = (out / before.manifest.attachments["report"].file).read_text()
+    assert "Largest activations" in page
+    assert page.count("data:image/svg+xml") == 2
+    for target in before.targets:
+        assert broken_bounds(check_reference(before, target, "cpu")) == []
+    words = ["verify", str(out), str(tiny_world), "--run", str(run_folder), "--tracklets", "16"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    after = Bundle.open(out)
+    assert [p.tracklets for p in after.manifest.proofs] != [p.tracklets for p in before.manifest.proofs]
+    assert len(list(out.glob("report-*.html"))) == 1
+
+
+def test_a_bundle_is_verified_against_its_own_run_alone(
+    exported: Path, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["verify", str(exported), str(tiny_world)])
+    assert done.exit_code == 2
+    assert "no run below runs/ has the weights that it was exported from" in done.output
 
 
 def test_a_batch_is_its_single_items(exported: Path) -> None:

@@ -104,6 +104,12 @@ def write_fp16(folder: Path, manifest: Manifest, clips: Sequence[Clip], *, bound
     )
 
 
+def read_ranges(folder: Path, manifest: Manifest) -> RangeReport:
+    """The range audit of a bundle that has one."""
+    file = folder / manifest.attachments["range_audit"].file
+    return RangeReport.model_validate_json(file.read_text("utf-8"))
+
+
 def audit_feeds(draft: Bundle, clips: Sequence[Clip]) -> dict[Role, list[Feed]]:
     """For each float32 graph of a draft one feed a clip: crops, and for `encode` the tokens made of them.
 

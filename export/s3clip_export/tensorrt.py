@@ -268,6 +268,7 @@ def _save_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> str:
     if cache is None:
         return ""
     measured = cache.serialize()
+    path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, measured)
     return f", saved {measured.nbytes} bytes"
 

@@ -17,11 +17,14 @@ from tqdm import tqdm
 
 from s3clip.checkpoint import MODEL
 from s3clip.config import DataSettings
+from s3clip.datasets.sizes import cache_home
 from s3clip.models.model import S3Clip
 from s3clip_export.bisect import BlockError
+from s3clip_export.engines import add_engines, open_tensorrt
+from s3clip_export.fp16 import read_ranges, write_fp16
 from s3clip_export.onnx import OPSET, export_graph, graph_sources
 from s3clip_export.origin import Origin
-from s3clip_export.report import Evidence, render_report
+from s3clip_export.report import Evidence, Extreme, render_report
 from s3clip_export.verify import Trial, begin_trial, prove, shipped_part, stage_blocks, verdict
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import (
@@ -37,6 +40,9 @@ from s3clip_runtime.inference.bundle import (
     write_manifest,
 )
 from s3clip_runtime.inference.reference import write_reference
+
+SHOWN_NODES = 5
+"""Of each graph, in the report's table of the largest activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ def export(origin: Origin, out: Path, *, data: DataSettings, wanted: Wanted) -> 
     """
     if out.exists():
         raise BundleError(f"bundle {out}: exists already; choose another folder or delete it")
+    if wanted.engines:
+        open_tensorrt()  # found out before minutes of work, not after
     model = origin.model
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
@@ -150,11 +158,22 @@ def prove_all(bundle: Bundle, trial: Trial, model: S3Clip) -> Manifest:
             raise BundleError(f"bundle {bundle.manifest.name}: {fault}")
         evidence.append(Evidence(target, proof, cosine, _blocks(bundle, target, trial, model)))
     proven = bundle.manifest.model_copy(update={"proofs": tuple(one.proof for one in evidence)})
-    page = render_report(proven, evidence, [], synthetic=trial.synthetic).encode()
+    extremes = [] if "range_audit" not in proven.attachments else _extremes(bundle)
+    page = render_report(proven, evidence, extremes, synthetic=trial.synthetic).encode()
     file = bundle.folder / f"report-{hashlib.sha256(page).hexdigest()[:8]}.html"
     file.write_bytes(page)
     attachments = {**proven.attachments, "report": attachment_of(file)}
     return proven.model_copy(update={"attachments": attachments})
+
+
+def _extremes(bundle: Bundle) -> list[Extreme]:
+    """The nodes of each graph with the largest activations."""
+    ranges = read_ranges(bundle.folder, bundle.manifest)
+    return [
+        Extreme(role, node.node, node.op, node.largest, node.node in ranges.kept[role])
+        for role, audit in ranges.graphs.items()
+        for node in audit.nodes[:SHOWN_NODES]
+    ]
 
 
 def _blocks(bundle: Bundle, target: Target, trial: Trial, model: S3Clip) -> dict[Role, list[BlockError]]:
@@ -167,9 +186,12 @@ def _blocks(bundle: Bundle, target: Target, trial: Trial, model: S3Clip) -> dict
 
 def _add_targets(folder: Path, manifest: Manifest, trial: Trial, wanted: Wanted) -> Manifest:
     if wanted.fp16 or wanted.engines:
-        raise NotImplementedError
+        manifest = write_fp16(folder, manifest, trial.reference.clips)
     if wanted.engines:
-        raise NotImplementedError
+        kept = read_ranges(folder, manifest).kept
+        manifest = add_engines(
+            folder, manifest, "fp16", timing_cache=cache_home() / "tensorrt.timing", fp32_nodes=kept
+        )
     return manifest
 
 

@@ -43,17 +43,22 @@ _Row = tuple[str, int, int, int, int]
 """name, bytes, mtime_ns, height, width."""
 
 
+def cache_home() -> Path:
+    """`$XDG_CACHE_HOME/s3clip`, else `~/.cache/s3clip`.
+
+    As the XDG specification demands, a relative `$XDG_CACHE_HOME` is ignored.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (home if home.is_absolute() else Path.home() / ".cache") / "s3clip"
+
+
 def default_cache_path(root: Path) -> Path:
     """Where the sizes of the data set at `root` are kept unless the settings name another file.
 
-    `$XDG_CACHE_HOME` or `~/.cache`, then s3clip/sizes/HASH.sqlite with a hash of the resolved root. As
-    the XDG specification demands, a relative `$XDG_CACHE_HOME` is ignored.
+    `sizes/HASH.sqlite` below `cache_home`, with a hash of the resolved root.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not home.is_absolute():
-        home = Path.home() / ".cache"
     digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return home / "s3clip" / "sizes" / f"{digest}.sqlite"
+    return cache_home() / "sizes" / f"{digest}.sqlite"
 
 
 class SizeCache:

@@ -56,6 +56,9 @@ BOUNDS: Mapping[Precision, Mapping[str, float]] = {
 
 TOP = 10
 
+NEAR_TIE = 1e-4
+"""Cosines that lie closer have no order worth keeping: no gallery's threshold is set finer."""
+
 
 def compare(
     reference: Reference,
@@ -163,21 +166,31 @@ def cosines(expected: NDArray[np.float32], found: NDArray[np.float32]) -> NDArra
 
 
 def top_agreement(ours: NDArray[np.float64], theirs: NDArray[np.float64], count: int) -> float:
-    """Mean share of the `count` most similar others that both similarity matrices (N, N) have in common."""
-    first, second = (np.argsort(-matrix, axis=1, kind="stable")[:, :count] for matrix in (ours, theirs))
-    shared = [len(np.intersect1d(a, b)) for a, b in zip(first, second, strict=True)]
-    return float(np.mean(shared)) / count
+    """Mean share of the `count` most similar others by `theirs` that are among those by `ours` too.
+
+    Args:
+        ours: float64 (N, N) similarities by PyTorch; the diagonal is -inf. One that is less than `NEAR_TIE`
+            behind the last of the most similar counts as among them.
+        theirs: those by the graphs.
+        count: at least 1, below N.
+    """
+    least = np.sort(ours, axis=1)[:, -count] - NEAR_TIE
+    chosen = np.argsort(-theirs, axis=1, kind="stable")[:, :count]
+    return float(np.mean(np.take_along_axis(ours, chosen, axis=1) >= least[:, None]))
 
 
 def kendall_tau(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    """Mean Kendall's tau-b of the rows of two similarity matrices (N, N), without their diagonals."""
+    """Mean over the rows of two similarity matrices (N, N), without their diagonals, of Kendall's tau-b.
+
+    Pairs that `ours` holds less than `NEAR_TIE` apart have no order and are left out.
+    """
     count = len(ours)
     taus = []
     for row in range(count):
         others = np.arange(count) != row
-        first, second = (
-            np.sign(values[:, None] - values[None, :]) for values in (ours[row, others], theirs[row, others])
-        )
+        gaps = ours[row, others][:, None] - ours[row, others][None, :]
+        first = np.sign(gaps) * (np.abs(gaps) >= NEAR_TIE)
+        second = np.sign(theirs[row, others][:, None] - theirs[row, others][None, :]) * (first != 0)
         norm = np.sqrt(np.sum(first * first) * np.sum(second * second))
         taus.append(1.0 if norm == 0 else float(np.sum(first * second) / norm))
     return float(np.mean(taus))
