@@ -54,6 +54,12 @@ def test_a_missing_extra_is_named(module: str, words: list[str], extra: str) -> 
     assert "Traceback" not in done.stderr
 
 
+def test_engines_are_built_without_torch(tmp_path: Path) -> None:
+    done = call("s3clip_export.cli", "engines", str(tmp_path / "bundle"), without="torch")
+    assert done.returncode == 2
+    assert "the folder does not exist; give the folder of s3clip-export" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["evaluate", "compare"])
 def test_help_of_the_evaluation_needs_no_torch(command: str) -> None:
     done = call("s3clip.cli", command, "--help", without="torch")

@@ -22,12 +22,23 @@ from tqdm import tqdm
 from s3clip_export import build_watch
 from s3clip_export import tensorrt as builder
 from s3clip_export.engine_layers import check_precisions
-from s3clip_export.engines import add_engines
+from s3clip_export.engines import add_engines, rebuild_engines
 from s3clip_export.operators import operator_types, unsupported_operators
 from s3clip_export.tensorrt import EngineReport, TensorRT, build_engine
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import cuda
-from s3clip_runtime.inference.bundle import Artefact, Contract, Manifest, Role, sha256_file
+from s3clip_runtime.inference.bundle import (
+    Artefact,
+    Bundle,
+    Contract,
+    Manifest,
+    Proof,
+    Role,
+    Target,
+    attachment_of,
+    sha256_file,
+    write_manifest,
+)
 
 rtx = pytest.mark.rtx
 
@@ -228,6 +239,97 @@ def test_engines_of_a_draft(trt: TensorRT, tmp_path: Path, monkeypatch: pytest.M
     assert first.engine.inputs == {"x": "float32 (?, 8, 16)"}
     assert add_engines(tmp_path, after, "fp32").artefacts[:3] == before.artefacts
     assert len(add_engines(tmp_path, after, "fp32").artefacts) == 6  # built again, not twice there
+
+
+def half_bundle(folder: Path) -> Path:
+    """A valid bundle with FP16 graphs and a reference that nobody reads."""
+    folder.mkdir()
+    plain = draft(folder)
+    half = [a.model_copy(update={"precision": "fp16"}) for a in plain.artefacts]
+    (folder / "reference.npz").write_bytes(b"crops")
+    manifest = plain.model_copy(
+        update={
+            "artefacts": (*plain.artefacts, *half),
+            "proofs": (proof_of("onnx-fp32", 1.0), proof_of("onnx-fp16", 1.0)),
+            "attachments": {"reference": attachment_of(folder / "reference.npz")},
+        }
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def proof_of(target: str, cosine: float) -> Proof:
+    return Proof(
+        target=target,
+        device="cuda (NVIDIA Test)",
+        tracklets=2,
+        crops=16,
+        stages={"encode": 0.0},
+        cosine_mean=cosine,
+        cosine_p1=cosine,
+        cosine_min=cosine,
+        max_abs_error=0.0,
+        top1_agreement=1.0,
+        top10_agreement=1.0,
+        kendall_tau=1.0,
+        rank1_change=None,
+        map_change=None,
+        bounds={"cosine_min": 0.9995},
+    )
+
+
+@rtx
+def test_a_bundle_gets_engines_on_the_machine_of_deployment(
+    trt: TensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_gpu(monkeypatch, None)
+    monkeypatch.setitem(sys.modules, "tensorrt", with_inspector(trt, "Half"))
+    seen: list[tuple[str, str]] = []
+
+    def measured(bundle: Bundle, target: Target, device: str) -> Proof:  # needs a GPU
+        seen.append((str(target), device))
+        return proof_of(str(target), 1.0)
+
+    monkeypatch.setattr("s3clip_export.engines.check_reference", measured)
+    folder = half_bundle(tmp_path / "bundle")
+    for _ in range(2):  # the second time in the place of the first
+        rebuild_engines(folder)
+        bundle = Bundle.open(folder)
+        assert [str(t) for t in bundle.targets] == ["onnx-fp32", "onnx-fp16", "tensorrt-fp16"]
+        assert [p.target for p in bundle.manifest.proofs] == ["onnx-fp32", "onnx-fp16", "tensorrt-fp16"]
+    assert seen == [("tensorrt-fp16", "cuda")] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@rtx
+def test_engines_that_miss_a_bound_leave_the_bundle_as_it_was(
+    trt: TensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_gpu(monkeypatch, None)
+    monkeypatch.setitem(sys.modules, "tensorrt", with_inspector(trt, "Half"))
+    monkeypatch.setattr("s3clip_export.engines.check_reference", lambda *_: proof_of("tensorrt-fp16", 0.9))
+    folder = half_bundle(tmp_path / "bundle")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        BundleError, match=r"new engines differ from PyTorch: cosine_min is 0\.9, must be at least"
+    ):
+        rebuild_engines(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_engines_need_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu(monkeypatch, "there is no driver")
+    folder = half_bundle(tmp_path / "bundle")
+    with pytest.raises(BackendError, match="there is no driver"):
+        rebuild_engines(folder)
+    manifest = Bundle.open(folder).manifest
+    write_manifest(folder, manifest.model_copy(update={"attachments": {}}))
+    with pytest.raises(BundleError, match="holds no reference to prove engines with"):
+        rebuild_engines(folder)
+    write_manifest(folder, manifest.model_copy(update={"artefacts": manifest.artefacts[:3]}))
+    with pytest.raises(BundleError, match="holds no onnx-fp16 graphs"):
+        rebuild_engines(folder)
 
 
 @rtx

@@ -256,7 +256,7 @@ def test_an_engine_of_another_machine_is_refused(
     pattern = (
         rf"enhance.fp16.engine: the engine was built {told} {values[0]}, here is {values[1]}; build it .*"
     )
-    with pytest.raises(BackendError, match=pattern + "s3clip-export RUN -o BUNDLE --trt on it"):
+    with pytest.raises(BackendError, match=pattern + "s3clip-export engines BUNDLE on it"):
         Embedder(bundle)
 
 

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import shutil
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast, get_args
 
+from s3clip.datasets.sizes import cache_home
 from s3clip_export.engine_layers import check_precisions
 from s3clip_export.tensorrt import WORKSPACE_BYTES, EngineReport, TensorRT, build_engine
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import cuda
 from s3clip_runtime.inference.bundle import (
     Artefact,
+    Bundle,
     Engine,
     Manifest,
     Precision,
+    Proof,
     Role,
     Target,
     sha256_file,
+    write_manifest,
 )
+from s3clip_runtime.inference.gate import broken_bounds, check_reference
 from s3clip_runtime.inference.spec import BATCH_PROFILE
+
+ENGINES = Target("tensorrt", "fp16")
 
 
 def open_tensorrt() -> tuple[TensorRT, cuda.Gpu]:
@@ -92,6 +103,77 @@ def add_engines(
         engines.append(_artefact(role, precision, path, report, trt.__version__, gpu))
     others = tuple(a for a in manifest.artefacts if a.target != Target("tensorrt", precision))
     return manifest.model_copy(update={"artefacts": (*others, *engines)})
+
+
+def add_fp16_engines(folder: Path, manifest: Manifest, workspace_bytes: int) -> Manifest:
+    """`add_engines` of the FP16 graphs, with this user's timing cache. Raises as `add_engines`."""
+    audit = manifest.attachments.get("range_audit")
+    kept = {} if audit is None else json.loads((folder / audit.file).read_text("utf-8"))["kept"]
+    return add_engines(
+        folder,
+        manifest,
+        "fp16",
+        workspace_bytes=workspace_bytes,
+        timing_cache=cache_home() / "tensorrt.timing",
+        fp32_nodes=kept,
+    )
+
+
+def rebuild_engines(folder: Path, workspace_bytes: int = WORKSPACE_BYTES) -> Proof:
+    """Give a bundle FP16 engines for this machine, in the place of any that it had. Needs no PyTorch.
+
+    The engines are proven against the reference that lies in the bundle. The bundle is replaced when that
+    is done; whatever fails before leaves it as it was.
+
+    Args:
+        folder: of a bundle with FP16 graphs and a reference.
+        workspace_bytes: most device memory that the builder may plan with.
+
+    Raises:
+        BundleError: it has none of these, or the engines miss a bound.
+        BackendError: no GPU, no TensorRT, or a graph is refused.
+    """
+    bundle = Bundle.draft(folder)
+    bundle.artefact("encode", Target("onnx", "fp16"))
+    if "reference" not in bundle.manifest.attachments:
+        raise BundleError(
+            f"bundle {folder}: holds no reference to prove engines with; export it with --reference, or "
+            "with --trt on this machine"
+        )
+    open_tensorrt()  # before the bundle is copied
+    staging = Path(tempfile.mkdtemp(dir=folder.resolve().parent, prefix=f".{folder.name}-"))
+    try:
+        shutil.copytree(folder, staging, copy_function=_link, dirs_exist_ok=True)
+        manifest = add_fp16_engines(staging, bundle.manifest, workspace_bytes)
+        write_manifest(staging, manifest)
+        proof = check_reference(Bundle.draft(staging), ENGINES, "cuda")
+        faults = broken_bounds(proof)
+        if faults:
+            raise BundleError(f"bundle {folder}: its new engines differ from PyTorch: {'; '.join(faults)}")
+        others = tuple(p for p in manifest.proofs if p.target != str(ENGINES))
+        write_manifest(staging, manifest.model_copy(update={"proofs": (*others, proof)}))
+        Bundle.open(staging)
+        _swap(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return proof
+
+
+def _link(source: str, target: str) -> str:
+    """Files are only ever replaced, so the two folders may share them until then."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+    return target
+
+
+def _swap(staging: Path, folder: Path) -> None:
+    staging.chmod(folder.stat().st_mode)
+    old = staging.with_name(staging.name + ".old")
+    folder.rename(old)
+    staging.rename(folder)
+    shutil.rmtree(old)
 
 
 def _artefact(

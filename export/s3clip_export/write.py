@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from s3clip.checkpoint import MODEL
 from s3clip.config import DataSettings
-from s3clip.datasets.sizes import cache_home
 from s3clip.models.model import S3Clip
 from s3clip_export.bisect import BlockError
-from s3clip_export.engines import add_engines, open_tensorrt
+from s3clip_export.engines import add_fp16_engines, open_tensorrt
 from s3clip_export.fp16 import read_ranges, write_fp16
 from s3clip_export.onnx import OPSET, export_graph, graph_sources
 from s3clip_export.origin import Origin
 from s3clip_export.report import Evidence, Extreme, render_report
+from s3clip_export.tensorrt import WORKSPACE_BYTES
 from s3clip_export.verify import Trial, begin_trial, prove, shipped_part, stage_blocks, verdict
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import (
@@ -54,12 +54,14 @@ class Wanted:
         engines: TensorRT engines of the FP16 graphs, built on and for this machine.
         reference: tracklets whose crops and PyTorch's answers are kept, for s3clip-doctor on the device.
         tracklets: about how many the proofs are measured on.
+        workspace_bytes: most device memory that the builder of engines may plan with.
     """
 
     fp16: bool = False
     engines: bool = False
     reference: int = 16
     tracklets: int = 64
+    workspace_bytes: int = WORKSPACE_BYTES
 
 
 def export(origin: Origin, out: Path, *, data: DataSettings, wanted: Wanted) -> tuple[Proof, ...]:
@@ -188,10 +190,7 @@ def _add_targets(folder: Path, manifest: Manifest, trial: Trial, wanted: Wanted)
     if wanted.fp16 or wanted.engines:
         manifest = write_fp16(folder, manifest, trial.reference.clips)
     if wanted.engines:
-        kept = read_ranges(folder, manifest).kept
-        manifest = add_engines(
-            folder, manifest, "fp16", timing_cache=cache_home() / "tensorrt.timing", fp32_nodes=kept
-        )
+        manifest = add_fp16_engines(folder, manifest, wanted.workspace_bytes)
     return manifest
 
 

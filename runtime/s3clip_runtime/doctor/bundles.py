@@ -114,9 +114,10 @@ def finding_of(proof: Proof, folder: Path) -> Finding:
 
 
 def export_command(target: Target, folder: Path) -> str:
-    """Make the bundle again, with this target, on this machine."""
-    flag = {"tensorrt": " --trt", "onnx": " --fp16" if target.precision == "fp16" else ""}[target.backend]
-    return f"s3clip-export RUN -o {folder}{flag}"
+    """Make the graphs of this target again: engines on this machine, others where the run is."""
+    if target.backend == "tensorrt":
+        return f"s3clip-export engines {folder}"
+    return f"s3clip-export RUN -o {folder}{' --fp16' * (target.precision == 'fp16')}"
 
 
 def _check_targets(

@@ -37,7 +37,7 @@ _DTYPES = {
     "HALF": np.float16,
     "FLOAT": np.float32,
 }
-_REBUILD = "build it for this machine with s3clip-export RUN -o BUNDLE --trt on it"
+_REBUILD = "build it for this machine with s3clip-export engines BUNDLE on it"
 
 
 @dataclass(slots=True)
