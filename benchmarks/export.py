@@ -20,10 +20,10 @@ import torch
 from benchmarks.machine import cpu_name
 from s3clip.config import DataSettings, load_config
 from s3clip.models.model import S3Clip, build_model
-from s3clip_export.fp16 import read_ranges, write_fp16
+from s3clip_export.fp16.convert import read_ranges, write_fp16
 from s3clip_export.onnx import OPSET
-from s3clip_export.tensorrt import build_engine
-from s3clip_export.verify import begin_trial, prove
+from s3clip_export.proof.verify import begin_trial, prove
+from s3clip_export.tensorrt.build import build_engine
 from s3clip_export.write import export_graphs
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.bundle import Bundle, Manifest, write_manifest

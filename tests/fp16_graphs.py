@@ -8,8 +8,8 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from s3clip_export.audit import Feed, element_types, round_stored
-from s3clip_export.isolated import run_isolated
+from s3clip_export.fp16.audit import Feed, element_types, round_stored
+from s3clip_export.fp16.isolated import run_isolated
 
 
 def op_types(model: onnx.ModelProto, op: str) -> set[int]:

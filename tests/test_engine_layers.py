@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from s3clip_export.engine_layers import (
+from s3clip_export.tensorrt.layers import (
     Layer,
     check_precisions,
     layers_from_inspector,

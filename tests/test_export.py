@@ -22,7 +22,7 @@ from s3clip_export import write
 from s3clip_export.cli import main
 from s3clip_export.onnx import export_graph, graph_problems, graph_sources
 from s3clip_export.origin import origin_of_run
-from s3clip_export.verify import choose_tracklets, restrict
+from s3clip_export.proof.verify import choose_tracklets, restrict
 from s3clip_runtime.errors import BackendError, BundleError, ConfigError
 from s3clip_runtime.inference.backends.cuda import driver_problem
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import embedding_of, manifest_of, tokens_of, write_tiny_bundle
 
-from s3clip_export import isolated
-from s3clip_export.audit import (
+from s3clip_export.fp16 import isolated
+from s3clip_export.fp16.audit import (
     GRAPH_INPUT,
     RangeReport,
     audit_ranges,
     node_name,
     round_stored,
 )
-from s3clip_export.fp16 import BOUND, audit_feeds, convert, overflowing, tail_nodes, write_fp16
-from s3clip_export.isolated import run_isolated
-from s3clip_export.narrow import to_fp16
+from s3clip_export.fp16.convert import BOUND, audit_feeds, convert, overflowing, tail_nodes, write_fp16
+from s3clip_export.fp16.isolated import run_isolated
+from s3clip_export.fp16.narrow import to_fp16
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
 from s3clip_runtime.inference.bundle import Bundle, Target, write_manifest

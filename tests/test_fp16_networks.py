@@ -21,15 +21,15 @@ from s3clip.clips import load_crops
 from s3clip.config import DataSettings, parse_config
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
 from s3clip.models.model import S3Clip, build_model
-from s3clip_export import isolated
-from s3clip_export.audit import (
+from s3clip_export.fp16 import isolated
+from s3clip_export.fp16.audit import (
     Feed,
     audit_ranges,
     node_name,
 )
-from s3clip_export.fp16 import BOUND, convert, nodes_beyond, tail_nodes
-from s3clip_export.isolated import run_isolated
-from s3clip_export.narrow import LARGEST, to_fp16
+from s3clip_export.fp16.convert import BOUND, convert, nodes_beyond, tail_nodes
+from s3clip_export.fp16.isolated import run_isolated
+from s3clip_export.fp16.narrow import LARGEST, to_fp16
 from s3clip_export.onnx import export_graph, graph_sources
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import Role

@@ -23,10 +23,10 @@ from s3clip.config import DataSettings, parse_config
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
 from s3clip.models.model import S3Clip, build_model
 from s3clip.models.resize import Resize
-from s3clip_export import verify
-from s3clip_export.fp16 import write_fp16
+from s3clip_export.fp16.convert import write_fp16
 from s3clip_export.graphs import Encode, Enhance, Patchify
 from s3clip_export.onnx import export_graph, graph_sources
+from s3clip_export.proof import verify
 from s3clip_export.write import export_graphs
 from s3clip_runtime.errors import BackendError, DataError
 from s3clip_runtime.inference import gate, measure

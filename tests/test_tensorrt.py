@@ -19,12 +19,12 @@ from onnx import TensorProto, helper
 from tiny_graphs import perceptron, write_graph
 from tqdm import tqdm
 
-from s3clip_export import build_watch
-from s3clip_export import tensorrt as builder
-from s3clip_export.engine_layers import check_precisions
-from s3clip_export.engines import add_engines, rebuild_engines
-from s3clip_export.operators import operator_types, unsupported_operators
-from s3clip_export.tensorrt import EngineReport, TensorRT, build_engine
+from s3clip_export.tensorrt import build as builder
+from s3clip_export.tensorrt import watch
+from s3clip_export.tensorrt.build import EngineReport, TensorRT, build_engine
+from s3clip_export.tensorrt.engines import add_engines, rebuild_engines
+from s3clip_export.tensorrt.layers import check_precisions
+from s3clip_export.tensorrt.operators import operator_types, unsupported_operators
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import cuda
 from s3clip_runtime.inference.bundle import (
@@ -290,7 +290,7 @@ def test_a_bundle_gets_engines_on_the_machine_of_deployment(
         seen.append((str(target), device))
         return proof_of(str(target), 1.0)
 
-    monkeypatch.setattr("s3clip_export.engines.check_reference", measured)
+    monkeypatch.setattr("s3clip_export.tensorrt.engines.check_reference", measured)
     folder = half_bundle(tmp_path / "bundle")
     for _ in range(2):  # the second time in the place of the first
         rebuild_engines(folder)
@@ -307,7 +307,9 @@ def test_engines_that_miss_a_bound_leave_the_bundle_as_it_was(
 ) -> None:
     fake_gpu(monkeypatch, None)
     monkeypatch.setitem(sys.modules, "tensorrt", with_inspector(trt, "Half"))
-    monkeypatch.setattr("s3clip_export.engines.check_reference", lambda *_: proof_of("tensorrt-fp16", 0.9))
+    monkeypatch.setattr(
+        "s3clip_export.tensorrt.engines.check_reference", lambda *_: proof_of("tensorrt-fp16", 0.9)
+    )
     folder = half_bundle(tmp_path / "bundle")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(
@@ -413,7 +415,7 @@ def test_ctrl_c_stops_the_builder_first() -> None:
         finished.append(stopped.wait(20))
 
     with pytest.raises(KeyboardInterrupt):
-        build_watch.interruptible(work, stopped.set)
+        watch.interruptible(work, stopped.set)
     assert finished == [True]
 
 
@@ -421,7 +423,7 @@ def test_ctrl_c_stops_the_builder_first() -> None:
 def test_progress_is_shown(
     trt: TensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build_watch, "tqdm", lambda **options: tqdm(**{**options, "disable": False}))
+    monkeypatch.setattr(watch, "tqdm", lambda **options: tqdm(**{**options, "disable": False}))
     build(trt, perceptron(tmp_path / "tiny.onnx"))
     last = capsys.readouterr().err.split("\r")[-1]
     assert last.startswith("engine of tiny.onnx: 100%"), last
@@ -435,9 +437,9 @@ def test_a_cancelled_build_gives_no_engine(
 ) -> None:
     """The monitor's answer really stops the builder."""
 
-    def phase_start(self: build_watch.Progress, phase_name: str, parent: str | None, steps: int) -> None:
+    def phase_start(self: watch.Progress, phase_name: str, parent: str | None, steps: int) -> None:
         self.cancel()
 
-    monkeypatch.setattr(build_watch.Progress, "phase_start", phase_start)
+    monkeypatch.setattr(watch.Progress, "phase_start", phase_start)
     with pytest.raises(BackendError, match="built no engine"):
         build(trt, perceptron(tmp_path / "tiny.onnx"))

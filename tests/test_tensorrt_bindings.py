@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.rtx, pytest.mark.slow]
 ROOT = Path(__file__).parents[1]
 STUB = ROOT / "export/stubs/tensorrt/__init__.pyi"
 SOURCES = [
-    *(ROOT / "export/s3clip_export" / name for name in ("tensorrt.py", "engines.py", "build_watch.py")),
+    *(ROOT / "export/s3clip_export/tensorrt" / name for name in ("build.py", "engines.py", "watch.py")),
     ROOT / "runtime/s3clip_runtime/inference/backends/tensorrt.py",
 ]
 BINDINGS = (

@@ -16,13 +16,13 @@ import torch
 
 from s3clip.config import parse_config
 from s3clip.models.model import build_model
-from s3clip_export.audit import node_name
-from s3clip_export.engine_layers import check_precisions
-from s3clip_export.fp16 import SENSITIVE_OPS, tail_nodes
-from s3clip_export.narrow import to_fp16
+from s3clip_export.fp16.audit import node_name
+from s3clip_export.fp16.convert import SENSITIVE_OPS, tail_nodes
+from s3clip_export.fp16.narrow import to_fp16
 from s3clip_export.onnx import OPSET, export_graph, graph_sources
-from s3clip_export.operators import MAX_OPSET, unsupported_operators
-from s3clip_export.tensorrt import build_engine
+from s3clip_export.tensorrt.build import build_engine
+from s3clip_export.tensorrt.layers import check_precisions
+from s3clip_export.tensorrt.operators import MAX_OPSET, unsupported_operators
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.bundle import Precision
 

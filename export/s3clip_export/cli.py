@@ -160,7 +160,7 @@ def engines(bundle: Path, workspace: float) -> None:
     Needs no PyTorch: the proof is against the reference that lies in the bundle.
     """
     with needs_extra("trt"):
-        from s3clip_export.engines import rebuild_engines
+        from s3clip_export.tensorrt.engines import rebuild_engines
 
     _say(bundle, [rebuild_engines(bundle, _bytes(workspace))])
 

@@ -18,14 +18,14 @@ from tqdm import tqdm
 from s3clip.checkpoint import MODEL
 from s3clip.config import DataSettings
 from s3clip.models.model import S3Clip
-from s3clip_export.bisect import BlockError
-from s3clip_export.engines import add_fp16_engines, open_tensorrt
-from s3clip_export.fp16 import read_ranges, write_fp16
+from s3clip_export.fp16.convert import read_ranges, write_fp16
 from s3clip_export.onnx import OPSET, export_graph, graph_sources
 from s3clip_export.origin import Origin
-from s3clip_export.report import Evidence, Extreme, render_report
-from s3clip_export.tensorrt import WORKSPACE_BYTES
-from s3clip_export.verify import Trial, begin_trial, prove, shipped_part, stage_blocks, verdict
+from s3clip_export.proof.bisect import BlockError
+from s3clip_export.proof.report import Evidence, Extreme, render_report
+from s3clip_export.proof.verify import Trial, begin_trial, prove, shipped_part, stage_blocks, verdict
+from s3clip_export.tensorrt.build import WORKSPACE_BYTES
+from s3clip_export.tensorrt.engines import add_fp16_engines, open_tensorrt
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import (
     Artefact,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from s3clip.evaluation.plots import MARKERS, data_uri
-from s3clip_export.bisect import BlockError
+from s3clip_export.proof.bisect import BlockError
 from s3clip_runtime.inference.bundle import Manifest, Proof, Role, Target
 from s3clip_runtime.inference.gate import AT_LEAST, figures
 
@@ -77,7 +77,7 @@ def render_report(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(files("s3clip_export").joinpath(TEMPLATE).read_text("utf-8"))
+    template = environment.from_string(files("s3clip_export.proof").joinpath(TEMPLATE).read_text("utf-8"))
     return template.render(
         manifest=manifest,
         evidence=evidence,

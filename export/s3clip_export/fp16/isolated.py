@@ -116,7 +116,7 @@ def _run_all(folder: Path, count: int, optimisation: str, threads: int) -> None:
 
 def _command(folder: Path, count: int, optimisation: str, threads: int) -> list[str]:
     # -P: a folder of the caller's that is named like a package must not be imported instead of it.
-    module = [sys.executable, "-P", "-m", "s3clip_export.isolated"]
+    module = [sys.executable, "-P", "-m", "s3clip_export.fp16.isolated"]
     return [*module, str(folder), str(count), optimisation, str(threads)]
 
 

@@ -20,10 +20,10 @@ from s3clip.datasets import Protocol, Tracklet
 from s3clip.datasets.catalog import is_synthetic, protocol_tracklets, read_protocols
 from s3clip.evaluation.evaluate import rank_protocol
 from s3clip.models.model import S3Clip, embedding
-from s3clip_export.audit import round_stored
-from s3clip_export.bisect import BlockError, block_errors, first_fault
-from s3clip_export.isolated import run_isolated
+from s3clip_export.fp16.audit import round_stored
+from s3clip_export.fp16.isolated import run_isolated
 from s3clip_export.onnx import graph_sources
+from s3clip_export.proof.bisect import BlockError, block_errors, first_fault
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.bundle import Bundle, Interval, Proof, Role, Target
 from s3clip_runtime.inference.clips import Clip, spread_indices

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from s3clip_export.audit import element_types, node_name
+from s3clip_export.fp16.audit import element_types, node_name
 from s3clip_runtime.errors import BundleError
 
 LARGEST = float(np.finfo(np.float16).max)

@@ -17,9 +17,9 @@ MAX_OPSET = 20
 def operator_types() -> dict[str, tuple[str, ...]]:
     """Operators of the standard domain that all supported TensorRTs read, each with its tensor types.
 
-    `tensorrt_ops.json` names the sources and the rule by which they were joined.
+    `operators.json` names the sources and the rule by which they were joined.
     """
-    table = json.loads(files(__package__).joinpath("tensorrt_ops.json").read_text("utf-8"))
+    table = json.loads(files(__package__).joinpath("operators.json").read_text("utf-8"))
     return {
         name: tuple(entry["types"]) for name, entry in table["operators"].items() if entry["supported"] == "Y"
     }

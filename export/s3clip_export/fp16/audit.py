@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from s3clip_export.isolated import open_session
+from s3clip_export.fp16.isolated import open_session
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import Role
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import onnx
 
-from s3clip_export.build_watch import BuildLog, derived, interruptible, progress_of
-from s3clip_export.engine_layers import Layer, layers_from_inspector, layers_from_log
-from s3clip_export.operators import MAX_OPSET, standard_opset, unsupported_operators
+from s3clip_export.tensorrt.layers import Layer, layers_from_inspector, layers_from_log
+from s3clip_export.tensorrt.operators import MAX_OPSET, standard_opset, unsupported_operators
+from s3clip_export.tensorrt.watch import BuildLog, derived, interruptible, progress_of
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import TensorInfo
 from s3clip_runtime.inference.spec import BATCH_PROFILE
@@ -185,7 +185,7 @@ def _check_readable(path: Path, graph: bytes) -> int:
     if refused:
         raise BackendError(
             f"{path}: TensorRT's parser has no {', '.join(refused)}; write the graph with operators of "
-            "tensorrt_ops.json, and never give it a graph that ONNX Runtime has optimised"
+            "operators.json, and never give it a graph that ONNX Runtime has optimised"
         )
     return opset
 

@@ -17,7 +17,7 @@ import onnx
 import torch
 from onnx import TensorProto
 
-from s3clip_export.audit import (
+from s3clip_export.fp16.audit import (
     Feed,
     NodeRange,
     RangeAudit,
@@ -27,8 +27,8 @@ from s3clip_export.audit import (
     node_name,
     read_probes,
 )
-from s3clip_export.isolated import run_isolated
-from s3clip_export.narrow import LARGEST, to_fp16
+from s3clip_export.fp16.isolated import run_isolated
+from s3clip_export.fp16.narrow import LARGEST, to_fp16
 from s3clip_export.onnx import OPSET, graph_problems
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession

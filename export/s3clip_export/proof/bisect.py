@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from s3clip_export.audit import round_stored
-from s3clip_export.isolated import run_isolated
+from s3clip_export.fp16.audit import round_stored
+from s3clip_export.fp16.isolated import run_isolated
 from s3clip_export.onnx import GraphSource, block_outputs
 from s3clip_runtime.inference.measure import relative_error
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import cast, get_args
 
 from s3clip.datasets.sizes import cache_home
-from s3clip_export.engine_layers import check_precisions
-from s3clip_export.tensorrt import WORKSPACE_BYTES, EngineReport, TensorRT, build_engine
+from s3clip_export.tensorrt.build import WORKSPACE_BYTES, EngineReport, TensorRT, build_engine
+from s3clip_export.tensorrt.layers import check_precisions
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import cuda
 from s3clip_runtime.inference.bundle import (

@@ -1,0 +1,1 @@
+"""The proof that graphs compute what PyTorch computes, and its report."""

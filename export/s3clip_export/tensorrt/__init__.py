@@ -1,0 +1,1 @@
+"""TensorRT: engines out of ONNX graphs, and what is read back of them."""
