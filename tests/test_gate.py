@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -241,6 +242,16 @@ def test_what_happens_apart_is_said_here(case: Case) -> None:
         measure.measure_apart(case.folder, HALF, case.trial.file, "cuda")
     with pytest.raises(BackendError, match=r"did not finish on cpu in 0 s"):
         measure.measure_apart(case.folder, PLAIN, case.trial.file, "cpu", timeout_s=0.1)
+
+
+def test_a_process_that_dies_is_a_sentence(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for onnxruntime that ends the interpreter as a native library would."""
+    (tmp_path / "onnxruntime.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(BackendError, match="the process was ended by SIGSEGV inside a native library"):
+        measure.measure_apart(case.folder, PLAIN, case.trial.file, "cpu")
 
 
 def test_a_reference_survives_its_file_and_its_part_keeps_rows_together(case: Case, tmp_path: Path) -> None:

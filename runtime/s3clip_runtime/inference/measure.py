@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from s3clip_runtime.errors import BackendError, S3ClipError
 from s3clip_runtime.inference.backends import Session
@@ -31,6 +32,13 @@ from s3clip_runtime.inference.reference import Reference, read_reference
 
 TIMEOUT_S = 3600.0
 """Of one measurement. Full-size graphs take 2 s a tracklet on two CPU cores."""
+
+
+ERROR_SUFFIX = ".txt"
+"""Of the file in which the process tells an expected error."""
+
+CLIPS_AT_ONCE = 4
+"""Clips between two steps of the progress bar: a full-size one takes 2 s on two CPU cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +62,18 @@ def measure(bundle: Bundle, target: Target, reference: Reference, device: str) -
     Raises:
         BackendError: the target cannot run on the device.
     """
-    with Embedder(bundle, device=device, target=target) as embedder:
-        embeddings = embedder.embed(reference.clips)
+    parts = []
+    with (
+        Embedder(bundle, device=device, target=target) as embedder,
+        tqdm(
+            total=len(reference.clips), desc=f"{target} on {embedder.device}", unit="clip", leave=False
+        ) as bar,
+    ):
         where = embedder.device
+        for first in range(0, len(reference.clips), CLIPS_AT_ONCE):
+            parts.append(embedder.embed(reference.clips[first : first + CLIPS_AT_ONCE]))
+            bar.update(len(parts[-1]))
+    embeddings = np.concatenate(parts)
     stages = {"frames": _frames_error(reference), "pixels": _pixels_error(reference)}
     with ExitStack() as stack:
         sessions: dict[Role, Session] = {}
@@ -86,13 +103,12 @@ def measure_apart(
         out = Path(scratch) / "measured.npz"
         words = [str(folder), str(target), device, str(reference), str(out)]
         try:
+            # Its standard error is ours: there are the progress bar and what native libraries say. -P: no module
+            # of the working folder is taken for one of ours.
             done = subprocess.run(
-                [sys.executable, "-m", "s3clip_runtime.inference.measure", *words],
+                [sys.executable, "-P", "-m", "s3clip_runtime.inference.measure", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
                 timeout=timeout_s,
                 check=False,
             )
@@ -102,20 +118,20 @@ def measure_apart(
                 "use fewer tracklets or a faster device"
             ) from None
         if done.returncode != 0:
-            raise BackendError(f"bundle {folder}: {target} on {device}: {_last_words(done)}")
+            raise BackendError(f"bundle {folder}: {target} on {device}: {_cause(done.returncode, out)}")
         with np.load(out, allow_pickle=False) as file:
             stages = dict(zip(file["names"].tolist(), file["errors"].tolist(), strict=True))
             return Measured(file["embeddings"], stages, str(file["device"]))
 
 
-def _last_words(done: subprocess.CompletedProcess[str]) -> str:
-    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    if done.returncode < 0:
+def _cause(code: int, out: Path) -> str:
+    if code < 0:
         return (
-            f"the process was ended by {signal.Signals(-done.returncode).name} inside a native library "
-            f"({last}); run s3clip-doctor, which checks their versions"
+            f"the process was ended by {signal.Signals(-code).name} inside a native library; "
+            "run s3clip-doctor, which checks their versions"
         )
-    return last
+    told = out.with_suffix(ERROR_SUFFIX)
+    return told.read_text("utf-8") if told.is_file() else "the process failed, its traceback is above"
 
 
 def _frames_error(reference: Reference) -> float:
@@ -160,14 +176,14 @@ def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) ->
 
 
 def main(arguments: list[str]) -> int:
-    """Measure and write OUT; an expected error is one line on standard error and exit 2."""
+    """Measure and write OUT; an expected error goes into a file beside it, with exit code 2."""
     folder, target, device, reference, out = arguments
     try:
         measured = measure(
             Bundle.draft(Path(folder)), Target.parse(target), read_reference(Path(reference)), device
         )
     except S3ClipError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        Path(out).with_suffix(ERROR_SUFFIX).write_text(" ".join(str(error).split()), "utf-8")
         return 2
     np.savez(
         out,
