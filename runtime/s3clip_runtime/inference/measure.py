@@ -103,8 +103,8 @@ def measure_apart(
         out = Path(scratch) / "measured.npz"
         words = [str(folder), str(target), device, str(reference), str(out)]
         try:
-            # Its standard error is ours: there are the progress bar and what native libraries say. -P: no module
-            # of the working folder is taken for one of ours.
+            # Its standard error is ours: there are the progress bar and what native libraries say.
+            # -P: no module of the working folder is taken for one of ours.
             done = subprocess.run(
                 [sys.executable, "-P", "-m", "s3clip_runtime.inference.measure", *words],
                 stdin=subprocess.DEVNULL,
