@@ -1,4 +1,4 @@
-"""A tiny run through export: parity on real crops, batch sizes, refusals."""
+"""A tiny run through export: proofs on real crops, batch sizes, refusals."""
 
 from __future__ import annotations
 

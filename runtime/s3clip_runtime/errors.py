@@ -20,7 +20,7 @@ class DataError(S3ClipError):
 
 
 class BundleError(S3ClipError):
-    """A bundle is incomplete, altered, or failed its parity bounds."""
+    """A bundle is incomplete, altered, or misses a bound of its proof."""
 
 
 class BackendError(S3ClipError):

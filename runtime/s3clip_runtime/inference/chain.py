@@ -205,7 +205,7 @@ def _not_finite(tokens: Mapping[str, NDArray[np.float32]], device: str) -> Backe
     graph = next((name for name, array in tokens.items() if not np.isfinite(array).all()), "encode")
     return BackendError(
         f"graph {graph} gave numbers that are not finite on {device}; "
-        "export again with s3clip-export and check its parity report"
+        "export again with s3clip-export and check its proof"
     )
 
 
