@@ -303,6 +303,13 @@ def test_near_ties_are_no_disagreement_and_others_are() -> None:
     assert gate.kendall_tau(ours, swapped) < 0.9
 
 
+def test_a_stage_that_was_not_measured_is_a_fault(case: Case) -> None:
+    measured = measure.measure(Bundle.draft(case.folder), PLAIN, case.trial.reference, "cpu")
+    stages = {name: error for name, error in measured.stages.items() if name != "enhance"}
+    proof = gate.compare(case.trial.reference, dataclasses.replace(measured, stages=stages), PLAIN)
+    assert gate.broken_bounds(proof) == ["enhance was not measured"]
+
+
 def test_one_clip_cannot_be_ranked(case: Case) -> None:
     reference = case.trial.reference.part([0])
     measured = measure.Measured(reference.embeddings, {}, "cpu")

@@ -172,7 +172,11 @@ def _swap(staging: Path, folder: Path) -> None:
     staging.chmod(folder.stat().st_mode)
     old = staging.with_name(staging.name + ".old")
     folder.rename(old)
-    staging.rename(folder)
+    try:
+        staging.rename(folder)
+    except OSError:
+        old.rename(folder)  # nothing is lost
+        raise
     shutil.rmtree(old)
 
 

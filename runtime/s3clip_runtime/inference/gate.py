@@ -140,6 +140,7 @@ def broken_bounds(proof: Proof) -> list[str]:
         # Written so that a NaN fails too.
         if not (value >= proof.bounds[name] if name in AT_LEAST else value <= proof.bounds[name])
     ]
+    faults += [f"{name} was not measured" for name in proof.bounds if name not in figures(proof)]
     for name, change in (("Rank-1", proof.rank1_change), ("mAP", proof.map_change)):
         if change is not None and change.high < 0:
             faults.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
@@ -114,7 +115,7 @@ def _runtime_error(runtime: ModuleType, code: Any) -> str:  # noqa: ANN401  an e
     return ", ".join(text.decode() if isinstance(text, bytes) else str(text) for text in texts)
 
 
-class _Owned:
+class _Owned(ABC):
     """Closed by whoever opened it: as a context manager or by `close`."""
 
     def __enter__(self) -> Self:
@@ -125,9 +126,9 @@ class _Owned:
     ) -> None:
         self.close()
 
+    @abstractmethod
     def close(self) -> None:
         """Give it back to CUDA. A second call does nothing."""
-        raise NotImplementedError
 
 
 class Stream(_Owned):
