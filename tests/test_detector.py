@@ -14,7 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from s3clip_runtime.errors import BackendError, ConfigError, SourceError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
-from s3clip_runtime.streams.detector import BackgroundDetector, MotDetector, YoloxDetector
+from s3clip_runtime.streams.detection.background import BackgroundDetector
+from s3clip_runtime.streams.detection.mot import MotDetector
+from s3clip_runtime.streams.detection.yolox import YoloxDetector
 from s3clip_runtime.streams.frames import Detections, Frame
 
 Box = tuple[float, float, float, float]

@@ -21,7 +21,7 @@ from s3clip_runtime.streams.events import (
     new_run_id,
     utc_text,
 )
-from s3clip_runtime.streams.tracklets import LiveTracklet
+from s3clip_runtime.streams.tracking.tracklets import LiveTracklet
 
 PAGE = Path(__file__).parents[1] / "docs" / "events.md"
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| (.+) \|$", re.MULTILINE)

@@ -19,15 +19,15 @@ from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedder
-from s3clip_runtime.streams.annotate import FileAnnotator
-from s3clip_runtime.streams.batcher import USUAL_BATCH, Batcher, ClipEmbedder
 from s3clip_runtime.streams.camera import Camera, CameraReport
-from s3clip_runtime.streams.detector import MotDetector
+from s3clip_runtime.streams.detection.mot import MotDetector
 from s3clip_runtime.streams.events import EndedTracklet, EventMaker, Sighting
 from s3clip_runtime.streams.frames import Detections, Frame, Observation
+from s3clip_runtime.streams.outputs.annotate import FileAnnotator
+from s3clip_runtime.streams.outputs.sink import SightingSink
 from s3clip_runtime.streams.pipeline import FrameWatcher, Outputs, Pipeline
-from s3clip_runtime.streams.sinks import SightingSink
-from s3clip_runtime.streams.sources import SourceSpec
+from s3clip_runtime.streams.reading.sources import SourceSpec
+from s3clip_runtime.streams.recognition.batcher import USUAL_BATCH, Batcher, ClipEmbedder
 
 
 @pytest.fixture(scope="module")

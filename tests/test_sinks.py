@@ -18,9 +18,11 @@ from PIL import Image
 from test_events import EMBEDDING, tracklet
 
 from s3clip_runtime.errors import SinkError
-from s3clip_runtime.streams.drawing import Label, SheetRow, contact_sheet, draw_labels
 from s3clip_runtime.streams.events import EndedTracklet, EventMaker, Sighting
-from s3clip_runtime.streams.sinks import AnnotatedVideo, JsonLines, write_png
+from s3clip_runtime.streams.outputs.contact_sheet import write_png
+from s3clip_runtime.streams.outputs.drawing import Label, SheetRow, contact_sheet, draw_labels
+from s3clip_runtime.streams.outputs.json_lines import JsonLines
+from s3clip_runtime.streams.outputs.video import AnnotatedVideo
 
 
 def sightings(count: int) -> list[Sighting]:

@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import ConfigError, SourceError
-from s3clip_runtime.streams.live import BACKOFF_S, NEWEST_FRAMES, backoff_s
-from s3clip_runtime.streams.sources import SourceSpec, open_source, parse_source, redact
+from s3clip_runtime.streams.reading.live import BACKOFF_S, NEWEST_FRAMES, backoff_s
+from s3clip_runtime.streams.reading.sources import SourceSpec, open_source, parse_source, redact
 
 HEIGHT, WIDTH = 96, 128
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from s3clip_runtime.streams.frames import Detections, Frame, Observation
-from s3clip_runtime.streams.tracking import CameraTracker
+from s3clip_runtime.streams.tracking.tracker import CameraTracker
 
 IMAGE = np.zeros((360, 640, 3), np.uint8)
 

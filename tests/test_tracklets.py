@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.inference.clips import best_indices
 from s3clip_runtime.streams.frames import Frame, Observation
-from s3clip_runtime.streams.tracklets import TrackletBuilder, crop_quality, cut
+from s3clip_runtime.streams.tracking.tracklets import TrackletBuilder, crop_quality, cut
 
 
 def textured(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -10,8 +10,11 @@ from pathlib import Path
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.backends import Session
 from s3clip_runtime.streams.camera import Camera
-from s3clip_runtime.streams.detector import BackgroundDetector, Detector, MotDetector, YoloxDetector
-from s3clip_runtime.streams.sources import parse_source
+from s3clip_runtime.streams.detection.background import BackgroundDetector
+from s3clip_runtime.streams.detection.detector import Detector
+from s3clip_runtime.streams.detection.mot import MotDetector
+from s3clip_runtime.streams.detection.yolox import YoloxDetector
+from s3clip_runtime.streams.reading.sources import parse_source
 
 BACKGROUND = "background"
 _CHOICES = f"'{BACKGROUND}', a YOLOX network (.onnx) or MOT boxes (.txt)"

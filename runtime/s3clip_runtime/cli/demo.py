@@ -23,13 +23,14 @@ from s3clip_runtime.cli.session import Matching, finish_outputs, raise_problems,
 from s3clip_runtime.errors import ConfigError, S3ClipError, SinkError
 from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle
-from s3clip_runtime.streams.annotate import FileAnnotator
 from s3clip_runtime.streams.camera import Camera
-from s3clip_runtime.streams.detector import BackgroundDetector
+from s3clip_runtime.streams.detection.background import BackgroundDetector
 from s3clip_runtime.streams.events import Sighting, SightingEvent
 from s3clip_runtime.streams.frames import Frame, Observation
-from s3clip_runtime.streams.sinks import ContactSheet, JsonLines
-from s3clip_runtime.streams.sources import SourceSpec
+from s3clip_runtime.streams.outputs.annotate import FileAnnotator
+from s3clip_runtime.streams.outputs.contact_sheet import ContactSheet
+from s3clip_runtime.streams.outputs.json_lines import JsonLines
+from s3clip_runtime.streams.reading.sources import SourceSpec
 
 MIN_IOU = 0.3
 """A detection is the true person whose box it overlaps most, if by this much. Low: aerial people are tiny."""

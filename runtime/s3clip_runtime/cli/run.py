@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from s3clip_runtime.cli.session import Matching
     from s3clip_runtime.inference.bundle import Bundle, Target
     from s3clip_runtime.inference.embedder import Embedder
-    from s3clip_runtime.streams.annotate import FileAnnotator, LiveAnnotator
     from s3clip_runtime.streams.camera import Camera
     from s3clip_runtime.streams.events import Sighting
-    from s3clip_runtime.streams.sinks import ContactSheet
+    from s3clip_runtime.streams.outputs.annotate import FileAnnotator, LiveAnnotator
+    from s3clip_runtime.streams.outputs.contact_sheet import ContactSheet
 
 _PATH = click.Path(path_type=Path)
 _TILES = re.compile(r"([1-9]\d?)x([1-9]\d?)")
@@ -152,7 +152,8 @@ def run(options: RunOptions, stop: threading.Event) -> None:
     from s3clip_runtime.cli.session import finish_outputs, raise_problems, run_session
     from s3clip_runtime.inference.backends.onnxruntime import OrtSession, choose_device
     from s3clip_runtime.inference.bundle import Bundle
-    from s3clip_runtime.streams.sinks import JsonLines, SightingSink
+    from s3clip_runtime.streams.outputs.json_lines import JsonLines
+    from s3clip_runtime.streams.outputs.sink import SightingSink
 
     with ExitStack() as stack:
 
@@ -235,7 +236,7 @@ def _open_matching(stack: ExitStack, options: RunOptions, bundle: Bundle) -> Mat
 
 
 def _annotators(folder: Path, cameras: list[Camera]) -> list[FileAnnotator | LiveAnnotator]:
-    from s3clip_runtime.streams.annotate import FileAnnotator, LiveAnnotator
+    from s3clip_runtime.streams.outputs.annotate import FileAnnotator, LiveAnnotator
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -252,7 +253,7 @@ def _annotators(folder: Path, cameras: list[Camera]) -> list[FileAnnotator | Liv
 
 
 def _contact_sheet(options: RunOptions, embedder: Embedder) -> ContactSheet | None:
-    from s3clip_runtime.streams.sinks import ContactSheet
+    from s3clip_runtime.streams.outputs.contact_sheet import ContactSheet
 
     path = options.contact_sheet
     if path is None:

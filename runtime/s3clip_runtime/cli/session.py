@@ -14,11 +14,12 @@ from s3clip_runtime.errors import S3ClipError
 from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
-from s3clip_runtime.streams.batcher import Batcher
 from s3clip_runtime.streams.camera import Camera
 from s3clip_runtime.streams.events import EventMaker, new_run_id
+from s3clip_runtime.streams.outputs.json_lines import JsonLines
+from s3clip_runtime.streams.outputs.sink import SightingSink
 from s3clip_runtime.streams.pipeline import FrameWatcher, Outputs, Pipeline
-from s3clip_runtime.streams.sinks import JsonLines, SightingSink
+from s3clip_runtime.streams.recognition.batcher import Batcher
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from s3clip_runtime.errors import S3ClipError
 from s3clip_runtime.inference.spec import platform_id
-from s3clip_runtime.streams.detector import Detector
+from s3clip_runtime.streams.detection.detector import Detector
 from s3clip_runtime.streams.events import EndedTracklet
 from s3clip_runtime.streams.frames import Frame, Observation
-from s3clip_runtime.streams.sources import SourceSpec
-from s3clip_runtime.streams.tracking import LOST_S, CameraTracker
-from s3clip_runtime.streams.tracklets import TrackletBuilder
+from s3clip_runtime.streams.reading.sources import SourceSpec
+from s3clip_runtime.streams.tracking.tracker import LOST_S, CameraTracker
+from s3clip_runtime.streams.tracking.tracklets import TrackletBuilder
 
 MAX_GAP_S = LOST_S
 """A track that is unseen for longer has ended: the tracker would not find it again either."""

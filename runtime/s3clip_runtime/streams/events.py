@@ -1,4 +1,4 @@
-"""The sighting event: what one ended tracklet says to the outside world, as one JSON line.
+"""The sighting event: what one look at a tracklet says to the outside world, as one JSON line.
 
 `docs/events.md` documents every field; a test keeps the page and this class in step.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
@@ -16,17 +17,25 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.spec import PLATFORMS
+from s3clip_runtime.streams.frames import Clock
+from s3clip_runtime.streams.looks import Chosen, Look, Reason, Stage, Tracklet
 
 if TYPE_CHECKING:
     from s3clip_runtime.gallery.prototypes import Match
     from s3clip_runtime.gallery.store import Decision
-    from s3clip_runtime.streams.tracklets import LiveTracklet
 
-SCHEMA = "s3clip.sighting/1"
+SCHEMA = "s3clip.sighting/2"
 """Name and version of the event's fields. A removed or redefined field raises the number."""
 
 UNCALIBRATED_THRESHOLD = 0.6
 """Cosine at which a match counts when the user names none. NOT calibrated: it depends on model and scene."""
+
+STEPS = ("decode", "detect", "track", "wait", "enhance", "embed", "match")
+"""The steps of a look, in order; `latency_ms` has one number a step, and their sum as `total`."""
+
+Enhancement = Literal["used", "hr", "switch", "budget", "off"]
+"""Why the super-resolver was used or not: used; the tracklet is HR; it is taller than the bundle's measured
+switch point; the latency budget was missed; the user turned it off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +47,57 @@ class RunnerUp:
 
 
 @dataclass(frozen=True, slots=True)
+class ChosenFrame:
+    """One frame that was embedded, and what spoke for it. Terms in [0, 1], see docs/events.md."""
+
+    time_s: float
+    weight: float
+    quality: float
+    size: float
+    sharp: float
+    score: float
+    covered: float
+    cut: bool
+    box: list[float]
+
+
+@dataclass(frozen=True, slots=True)
 class SightingEvent:
-    """One ended tracklet and who it is. Field by field in docs/events.md."""
+    """One look at a tracklet and who it is. Field by field in docs/events.md."""
 
     schema: str
     event_id: str
     run_id: str
     wall_time: str
-    clock: Literal["stream", "unix"]
+    look: Stage
+    reason: Reason
+    partial: bool
+    clock: Clock
     first_s: float
     last_s: float
     first_time: str | None
     last_time: str | None
     camera: str
     platform: str
+    epoch: int
     track: int
+    part: int
+    tracklet: str
     frames: int
-    final: bool
     box: list[float]
     height_px: float
     resolution: Literal["lr", "hr"]
     enhanced: bool
+    enhancement: Enhancement
     decision: Literal["match", "unknown", "no_gallery"]
     identity: str | None
     score: float | None
     threshold: float | None
     runner_up: RunnerUp | None
+    latency_ms: dict[str, float]
     bundle: str
     embedding_space: str
+    chosen: list[ChosenFrame] | None
     embedding: list[float] | None
 
     def line(self) -> str:
@@ -75,21 +107,6 @@ class SightingEvent:
             ValueError: a number is not finite; JSON has no NaN and none is ever written.
         """
         return json.dumps(asdict(self), allow_nan=False, ensure_ascii=False)
-
-
-@dataclass(frozen=True, slots=True)
-class EndedTracklet:
-    """A tracklet on its way to the embedder.
-
-    Attributes:
-        tracklet: the crops and boxes.
-        live: its times are Unix time, else seconds from the stream's start.
-        final: False when it was cut because the track is long.
-    """
-
-    tracklet: LiveTracklet
-    live: bool
-    final: bool
 
 
 def new_run_id() -> str:
@@ -111,65 +128,85 @@ class EventMaker:
         embedding_space: hash that the bundle's manifest gives.
         threshold: cosine from which a match counts; None without a gallery.
         with_embedding: put the embedding into the event.
+        explain: put the chosen frames and their qualities into the event.
     """
 
     def __init__(
-        self, run_id: str, bundle: str, embedding_space: str, threshold: float | None, *, with_embedding: bool
+        self,
+        run_id: str,
+        bundle: str,
+        embedding_space: str,
+        threshold: float | None,
+        *,
+        with_embedding: bool,
+        explain: bool = False,
     ) -> None:
-        self._run_id = run_id
+        self.run_id = run_id
+        self.threshold = threshold
         self._bundle = bundle
         self._space = embedding_space
-        self._threshold = threshold
         self._with_embedding = with_embedding
+        self._explain = explain
         self._made = 0
 
     def make(
         self,
-        ended: EndedTracklet,
-        hr: bool,
+        look: Look,
+        enhancement: Enhancement,
         embedding: NDArray[np.float32],
         decision: Decision | None,
+        latency_ms: Mapping[str, float],
         *,
         now_unix_s: float,
     ) -> SightingEvent:
-        """The event of one tracklet.
+        """The event of one look.
 
         Args:
-            ended: the tracklet.
-            hr: as its clip says.
+            look: what was embedded.
+            enhancement: why the super-resolver was used or not.
             embedding: float32 (D,), finite.
             decision: of the gallery; None when there is no gallery.
+            latency_ms: milliseconds of each of `STEPS`.
             now_unix_s: Unix time of writing.
         """
         self._made += 1
-        tracklet, live = ended.tracklet, ended.live
+        tracklet = look.tracklet
+        real_time = tracklet.clock != "stream"
         heights = [float(box[3] - box[1]) for box in tracklet.boxes]
         event = SightingEvent(
             schema=SCHEMA,
-            event_id=f"{self._run_id}-{self._made:06d}",
-            run_id=self._run_id,
+            event_id=f"{self.run_id}-{self._made:06d}",
+            run_id=self.run_id,
             wall_time=utc_text(now_unix_s),
-            clock="unix" if live else "stream",
+            look=look.stage,
+            reason=look.reason,
+            partial=look.partial,
+            clock=tracklet.clock,
             first_s=round(tracklet.start_s, 3),
             last_s=round(tracklet.end_s, 3),
-            first_time=utc_text(tracklet.start_s) if live else None,
-            last_time=utc_text(tracklet.end_s) if live else None,
+            first_time=utc_text(tracklet.start_s) if real_time else None,
+            last_time=utc_text(tracklet.end_s) if real_time else None,
             camera=tracklet.camera,
             platform=PLATFORMS[tracklet.platform],
+            epoch=tracklet.epoch,
             track=tracklet.track,
+            part=tracklet.part,
+            tracklet=tracklet.key,
             frames=tracklet.seen,
-            final=ended.final,
-            box=[round(float(edge), 1) for edge in tracklet.boxes[-1]],
+            box=_corners(tracklet.boxes[-1]),
             height_px=round(float(np.median(heights)), 1),
-            resolution="hr" if hr else "lr",
-            enhanced=not hr,
+            resolution="hr" if look.clip.hr else "lr",
+            enhanced=enhancement == "used",
+            enhancement=enhancement,
             decision="no_gallery",
             identity=None,
             score=None,
             threshold=None,
             runner_up=None,
+            latency_ms=_with_total(latency_ms),
             bundle=self._bundle,
             embedding_space=self._space,
+            chosen=[_chosen(tracklet, one) for one in look.chosen] if self._explain else None,
             embedding=[float(value) for value in embedding] if self._with_embedding else None,
         )
         return event if decision is None else self._decided(event, decision)
@@ -181,9 +218,33 @@ class EventMaker:
             decision="unknown" if decision.identity is None else "match",
             identity=decision.identity,
             score=round(decision.score, 4),
-            threshold=self._threshold,
+            threshold=self.threshold,
             runner_up=None if second is None else RunnerUp(second.identity, round(second.score, 4)),
         )
+
+
+def _with_total(latency_ms: Mapping[str, float]) -> dict[str, float]:
+    steps = {step: round(latency_ms[step], 1) for step in STEPS}
+    return {**steps, "total": round(sum(latency_ms[step] for step in STEPS), 1)}
+
+
+def _chosen(tracklet: Tracklet, one: Chosen) -> ChosenFrame:
+    quality = tracklet.qualities[one.position]
+    return ChosenFrame(
+        time_s=round(float(tracklet.times[one.position]), 3),
+        weight=round(one.weight, 4),
+        quality=round(quality.value, 4),
+        size=round(quality.size, 4),
+        sharp=round(quality.sharp, 4),
+        score=round(quality.score, 4),
+        covered=round(quality.covered, 4),
+        cut=quality.cut,
+        box=_corners(tracklet.boxes[one.position]),
+    )
+
+
+def _corners(box: NDArray[np.float32]) -> list[float]:
+    return [round(float(edge), 1) for edge in box]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +256,11 @@ class Sighting:
         clip: the crops that were embedded.
         embedding: float32 (D,) unit vector.
         matches: identities of the gallery, best first; empty without a gallery.
+        pictures: uint8 (T, 128, 64, 3) RGB, the super-resolved crops; None where none were made.
     """
 
     event: SightingEvent
     clip: Clip
     embedding: NDArray[np.float32]
     matches: tuple[Match, ...]
+    pictures: NDArray[np.uint8] | None = None

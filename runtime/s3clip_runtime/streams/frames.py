@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Clock = Literal["stream", "camera", "arrival"]
+"""What a frame's time counts: seconds from a file's start, the camera's own clock as its RTCP reports give
+it (Unix time), or Unix time of arrival here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,15 +20,21 @@ class Frame:
 
     Attributes:
         camera: name of the source.
-        index: position in the stream, from 0.
-        time_s: capture time in seconds: from the stream's start for files, Unix time for live streams.
+        index: position in the stream, from 0; a gap shows dropped frames.
+        time_s: capture time in seconds as `clock` says; rises from frame to frame of one camera.
         image: uint8 (h, w, 3) RGB.
+        clock: what `time_s` counts.
+        ready_s: monotonic time (`time.monotonic`, the same in all processes) at which it was decoded.
+        decode_ms: milliseconds that decoding and converting it took.
     """
 
     camera: str
     index: int
     time_s: float
     image: NDArray[np.uint8]
+    clock: Clock = "stream"
+    ready_s: float = field(default_factory=time.monotonic)
+    decode_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +60,7 @@ class Observation:
     """One person of one frame with the id of its track.
 
     Attributes:
-        track: id, unique within its camera.
+        track: id, unique within its camera and run.
         box: float32 (4,) x1, y1, x2, y2 in pixels, clipped to the frame.
         score: detection score in [0, 1].
     """

@@ -18,11 +18,11 @@ from s3clip_runtime.errors import S3ClipError, SinkError, SourceError
 from s3clip_runtime.streams.camera import Camera, CameraReport
 from s3clip_runtime.streams.events import EndedTracklet, Sighting
 from s3clip_runtime.streams.frames import Frame, Observation
-from s3clip_runtime.streams.sources import Source, open_source
+from s3clip_runtime.streams.reading.sources import Source, open_source
 
 if TYPE_CHECKING:
-    from s3clip_runtime.streams.batcher import Batcher
-    from s3clip_runtime.streams.sinks import SightingSink
+    from s3clip_runtime.streams.outputs.sink import SightingSink
+    from s3clip_runtime.streams.recognition.batcher import Batcher
 
 _LOG = logging.getLogger(__name__)
 

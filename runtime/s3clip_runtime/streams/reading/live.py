@@ -16,8 +16,8 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
-from s3clip_runtime.streams.addresses import SourceSpec, redact
 from s3clip_runtime.streams.frames import Frame
+from s3clip_runtime.streams.reading.addresses import SourceSpec, redact
 
 _log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3clip_runtime.errors import SinkError
-from s3clip_runtime.streams.drawing import Label, draw_labels
 from s3clip_runtime.streams.events import Sighting, SightingEvent
 from s3clip_runtime.streams.frames import Frame, Observation
-from s3clip_runtime.streams.sinks import AnnotatedVideo
-from s3clip_runtime.streams.sources import SourceSpec, open_source
+from s3clip_runtime.streams.outputs.drawing import Label, draw_labels
+from s3clip_runtime.streams.outputs.video import AnnotatedVideo
+from s3clip_runtime.streams.reading.sources import SourceSpec, open_source
 
 _ASSUMED_FPS = 25.0
 

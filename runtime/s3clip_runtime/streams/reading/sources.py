@@ -16,9 +16,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from s3clip_runtime.errors import SourceError
-from s3clip_runtime.streams.addresses import SourceSpec, parse_source, redact, refusal
 from s3clip_runtime.streams.frames import Frame
-from s3clip_runtime.streams.live import LiveSource
+from s3clip_runtime.streams.reading.addresses import SourceSpec, parse_source, redact, refusal
+from s3clip_runtime.streams.reading.live import LiveSource
 
 __all__ = ["Source", "SourceSpec", "open_source", "parse_source", "redact"]
 

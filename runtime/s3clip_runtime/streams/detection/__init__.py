@@ -1,0 +1,1 @@
+"""Persons in frames: by motion, by a network, or from outside."""

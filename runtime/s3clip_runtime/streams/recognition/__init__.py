@@ -1,0 +1,1 @@
+"""From looks at tracklets to sightings: the fused batch loop."""

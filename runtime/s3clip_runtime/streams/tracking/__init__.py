@@ -1,0 +1,1 @@
+"""Detections to tracks, tracks to tracklets, and how much each crop tells."""
