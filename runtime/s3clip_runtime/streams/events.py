@@ -38,6 +38,10 @@ Enhancement = Literal["used", "hr", "switch", "budget", "off"]
 switch point; the latency budget was missed; the user turned it off."""
 
 
+Verdict = Literal["match", "unknown", "no_gallery", "not_embedded"]
+"""What is known of the person. not_embedded: the program was stopped before there was time to look closer."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunnerUp:
     """The second-best identity and its cosine similarity."""
@@ -89,7 +93,7 @@ class SightingEvent:
     resolution: Literal["lr", "hr"]
     enhanced: bool
     enhancement: Enhancement
-    decision: Literal["match", "unknown", "no_gallery"]
+    decision: Verdict
     identity: str | None
     score: float | None
     threshold: float | None
@@ -126,7 +130,7 @@ class EventMaker:
         run_id: from `new_run_id`.
         bundle: name of the bundle's folder.
         embedding_space: hash that the bundle's manifest gives.
-        threshold: cosine from which a match counts; None without a gallery.
+        threshold: cosine from which a match counts; None without a gallery. May be changed during the run.
         with_embedding: put the embedding into the event.
         explain: put the chosen frames and their qualities into the event.
     """
@@ -153,7 +157,7 @@ class EventMaker:
         self,
         look: Look,
         enhancement: Enhancement,
-        embedding: NDArray[np.float32],
+        embedding: NDArray[np.float32] | None,
         decision: Decision | None,
         latency_ms: Mapping[str, float],
         *,
@@ -164,8 +168,8 @@ class EventMaker:
         Args:
             look: what was embedded.
             enhancement: why the super-resolver was used or not.
-            embedding: float32 (D,), finite.
-            decision: of the gallery; None when there is no gallery.
+            embedding: float32 (D,), finite; None when there was no time to make it.
+            decision: of the gallery; None when there is no gallery or no embedding.
             latency_ms: milliseconds of each of `STEPS`.
             now_unix_s: Unix time of writing.
         """
@@ -198,7 +202,7 @@ class EventMaker:
             resolution="hr" if look.clip.hr else "lr",
             enhanced=enhancement == "used",
             enhancement=enhancement,
-            decision="no_gallery",
+            decision="not_embedded" if embedding is None else "no_gallery",
             identity=None,
             score=None,
             threshold=None,
@@ -207,7 +211,7 @@ class EventMaker:
             bundle=self._bundle,
             embedding_space=self._space,
             chosen=[_chosen(tracklet, one) for one in look.chosen] if self._explain else None,
-            embedding=[float(value) for value in embedding] if self._with_embedding else None,
+            embedding=None if embedding is None or not self._with_embedding else embedding.tolist(),
         )
         return event if decision is None else self._decided(event, decision)
 
@@ -254,13 +258,13 @@ class Sighting:
     Attributes:
         event: what leaves the process.
         clip: the crops that were embedded.
-        embedding: float32 (D,) unit vector.
+        embedding: float32 (D,) unit vector; None where there was no time to make it.
         matches: identities of the gallery, best first; empty without a gallery.
         pictures: uint8 (T, 128, 64, 3) RGB, the super-resolved crops; None where none were made.
     """
 
     event: SightingEvent
     clip: Clip
-    embedding: NDArray[np.float32]
+    embedding: NDArray[np.float32] | None
     matches: tuple[Match, ...]
     pictures: NDArray[np.uint8] | None = None

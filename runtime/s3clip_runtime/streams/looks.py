@@ -102,7 +102,8 @@ class Look:
         reason: why it was taken.
         clip: the T crops that represent the tracklet; HR is decided on all crops it holds.
         chosen: T, one a crop of the clip.
-        decode_ms, detect_ms, track_ms: what the newest frame cost; detection is the whole batch's time.
+        decode_ms, queued_ms, detect_ms, track_ms: what the newest frame cost; queued: from decoded to taken,
+            detection: the time of the whole batch.
         live: work that may be shed under pressure; files never shed.
     """
 
@@ -113,6 +114,7 @@ class Look:
     chosen: tuple[Chosen, ...]
     live: bool
     decode_ms: float = 0.0
+    queued_ms: float = 0.0
     detect_ms: float = 0.0
     track_ms: float = 0.0
 
