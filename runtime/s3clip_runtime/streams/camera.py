@@ -142,6 +142,8 @@ class Camera:
         """The looks that give events, with what the newest frame cost."""
         good = []
         for look in looks:
+            if look.stage != "final" and not self.live:
+                continue  # nobody waits for an early answer about a file
             enough = look.tracklet.seen >= self.min_frames
             if look.stage == "final":
                 self.tracklets += enough

@@ -43,8 +43,8 @@ class LookEmbedder(Protocol):
 class Batcher:
     """Embeds, asks the gallery, makes the event and hands the sighting on, in a thread of its own.
 
-    All that is due goes through each graph as one batch. The batch is so small that embedding it is expected to
-    take half the budget, so that on a slow machine one look does not wait for seven others.
+    All that is due goes through each graph as one batch. The batch is so small that embedding it is expected
+    to take half the budget, so that on a slow machine one look does not wait for seven others.
 
     Args:
         embedder: used by this thread alone until `finish` has returned.

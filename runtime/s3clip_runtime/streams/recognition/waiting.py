@@ -16,7 +16,7 @@ LIMIT = 64
 _TICK_S = 0.2
 
 _VALUE: Mapping[Stage, int] = {"refined": 0, "first": 1, "final": 2}
-"""A refinement repeats what is known. A first look comes again as a refinement. A final one never comes again."""
+"""A refinement repeats what is known, a first look comes again as a refinement, a final one never again."""
 
 
 @dataclass(frozen=True, slots=True)
