@@ -407,10 +407,10 @@ def test_the_device_chain_equals_the_host_chain(
     index = random_index(rng, clips, lr + hr)
     platform = rng.integers(0, 2, clips)
     crops = lr_crops(lr), hr_crops(hr)
-    expected = host_chain(folder).embed(*crops, index, platform)
+    expected = host_chain(folder).embed(*crops, index, platform).vectors
     chain = open_chain(folder)
     for _ in range(2):
-        found = chain.embed(*crops, index, platform)
+        found = chain.embed(*crops, index, platform).vectors
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == np.float32
     chain.close()
@@ -422,6 +422,9 @@ def test_rows_in_order_are_handed_over_in_one_copy(gpu: FakeGpu, folder: Path) -
     chain.embed(lr_crops(8), hr_crops(8), index, np.zeros(2, np.int64))
     # crops up twice, platform up, one copy a graph on the device, embeddings down
     assert gpu.calls["cudaMemcpyAsync"] == 6
+    chain.embed(lr_crops(8), hr_crops(8), index, np.zeros(2, np.int64), pictures=True)
+    assert gpu.calls["cudaMemcpyAsync"] == 13  # pictures down, of the same run
+    assert len(gpu.runs) == 6
     chain.close()
 
 
@@ -506,6 +509,15 @@ def test_the_embedder_gives_the_same_on_both(gpu: FakeGpu, folder: Path, count: 
     with Embedder(bundle) as device, Embedder(bundle, device="cpu", threads=1) as host:
         assert (device.target, device.device) == (TRT, "cuda")
         np.testing.assert_array_equal(device.embed(clips), host.embed(clips))
+        enhance = [not each.hr and i % 2 == 0 for i, each in enumerate(clips)]
+        found, expected = (each.embed_looks(clips, enhance=enhance, pictures=True) for each in (device, host))
+        np.testing.assert_array_equal(found.vectors, expected.vectors)
+        for shown, truth, way in zip(found.pictures, expected.pictures, enhance, strict=True):
+            assert (shown is not None) == way
+            if truth is not None:
+                np.testing.assert_array_equal(shown, truth)
+        assert (found.enhance_ms > 0) == any(enhance)
+        assert found.embed_ms > 0
         np.testing.assert_array_equal(device.enhanced_pictures(clips[0]), host.enhanced_pictures(clips[0]))
 
 
