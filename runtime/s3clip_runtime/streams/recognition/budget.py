@@ -74,7 +74,7 @@ class EnhanceBudget:
         missed = sum(total > self._budget_ms for total in self._last)
         if len(self._last) < LOOKS or 2 * missed <= LOOKS or self._cost_ms == 0:
             return
-        again = 0 < self._hold_s and self._now_s() - self._changed_s <= 2 * self._hold_s
+        again = self._hold_s > 0 and self._now_s() - self._changed_s <= 2 * self._hold_s
         self._hold_s = min(2 * self._hold_s, HOLD_S[1]) if again else HOLD_S[0]
         self._switch(False)
         _log.warning(
