@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,10 @@ MIN_FRAMES = 4
 
 FIRST_LOOK_FRAMES = 8
 """Default of `first_frames`: a clip's length, so that the first look has eight different crops."""
+
+
+FPS_FRAMES = 64
+"""Frames that a camera's rate is measured over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +81,10 @@ class Camera:
             max_seconds=MAX_TRACKLET_S,
             first_frames=plan.first_frames,
         )
+        self._opened_s = time.monotonic()
+        self._ended_s: float | None = None
+        self._taken_s: deque[float] = deque(maxlen=FPS_FRAMES)
         self._newest: Frame | None = None
-        self._newest_taken_s = 0.0
         self._costs: dict[str, float] = {}
 
     def observe(
@@ -95,7 +102,8 @@ class Camera:
         observations = self._tracker.update(frame, detections)
         looks = self._builder.add(frame, observations, self._tracker.epoch)
         self.frames += 1
-        self._newest, self._newest_taken_s = frame, taken_s
+        self._newest = frame
+        self._taken_s.append(taken_s)
         self._costs = {
             "decode_ms": frame.decode_ms,
             "queued_ms": max(1000 * (taken_s - frame.ready_s), 0.0),
@@ -108,7 +116,7 @@ class Camera:
         """Looks at tracklets that have ended although no frame comes: a live camera that went dark."""
         if not self.live or self._newest is None:
             return []
-        dark_s = time.monotonic() - self._newest_taken_s
+        dark_s = time.monotonic() - self._taken_s[-1]
         looks = self._builder.expire(self._newest.time_s + dark_s)
         lost = self.source.status().state is not State.LIVE
         return self._counted(replace(look, reason="lost") if lost else look for look in looks)
@@ -116,6 +124,7 @@ class Camera:
     def finish(self, reason: Reason) -> list[Look]:
         """Last looks at all tracklets that are still open; no frame may follow."""
         self.ended = True
+        self._ended_s = time.monotonic()
         return self._counted(self._builder.finish(reason))
 
     def close(self) -> None:
@@ -130,6 +139,8 @@ class Camera:
             live=self.live,
             source=self.source.status(),
             frames=self.frames,
+            fps=self._fps(),
+            seconds=(self._ended_s or time.monotonic()) - self._opened_s,
             tracks_open=self._builder.open,
             tracklets=self.tracklets,
             too_short=self.too_short,
@@ -137,6 +148,10 @@ class Camera:
             shed=shed,
             error=None if self.error is None else str(self.error),
         )
+
+    def _fps(self) -> float | None:
+        taken_s = list(self._taken_s)
+        return (len(taken_s) - 1) / (taken_s[-1] - taken_s[0]) if len(taken_s) >= 8 else None
 
     def _counted(self, looks: Iterable[Look]) -> list[Look]:
         """The looks that give events, with what the newest frame cost."""

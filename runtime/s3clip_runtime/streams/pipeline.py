@@ -15,14 +15,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from s3clip_runtime.errors import S3ClipError
+from s3clip_runtime.errors import S3ClipError, SourceError
 from s3clip_runtime.streams.camera import Camera, CameraPlan
 from s3clip_runtime.streams.detection.detector import Detector
 from s3clip_runtime.streams.frames import Detections, Frame
 from s3clip_runtime.streams.looks import Look, Reason
 from s3clip_runtime.streams.outputs.outputs import Outputs
 from s3clip_runtime.streams.recognition.batcher import Batcher
-from s3clip_runtime.streams.status import CameraStatus
+from s3clip_runtime.streams.status import CameraStatus, SourceStatus, State
 
 _log = logging.getLogger(__name__)
 
@@ -48,14 +48,19 @@ class Pipeline:
         self._stop = stop
         self._selector = selectors.DefaultSelector()
         self._cameras: tuple[Camera, ...] = ()
+        self._refused: tuple[tuple[CameraPlan, SourceError], ...] = ()
 
     def add(self, plan: CameraPlan) -> None:
         """Open one more camera; call it before `run` or from its `tick`. Names must differ.
 
-        Raises:
-            SourceError: its source cannot be opened.
+        One that cannot be opened is told in `status`; the others go on.
         """
-        camera = Camera(plan)
+        try:
+            camera = Camera(plan)
+        except SourceError as error:
+            _log.warning("camera %s: %s", plan.spec.name, error)
+            self._refused = (*self._refused, (plan, error))
+            return
         self._selector.register(camera.source, selectors.EVENT_READ, camera)
         self._cameras = (*self._cameras, camera)
 
@@ -66,6 +71,7 @@ class Pipeline:
                 self._end(camera, "stop")
                 camera.close()
         self._cameras = tuple(camera for camera in self._cameras if camera.spec.name != name)
+        self._refused = tuple(one for one in self._refused if one[0].spec.name != name)
 
     def run(self, tick: Callable[[], None]) -> None:
         """Process frames until all sources have ended or `stop` is set. Cameras stay open for `status`.
@@ -107,10 +113,16 @@ class Pipeline:
         for (name, _), count in self._batcher.waiting.shed().items():
             shed[name] += count
         events = self._outputs.events()
-        return tuple(
+        opened = (
             camera.status(events=events.get(camera.spec.name, 0), shed=shed[camera.spec.name])
             for camera in self._cameras
         )
+        return (*opened, *(_refused(plan, error) for plan, error in self._refused))
+
+    def errors(self) -> list[S3ClipError]:
+        """Why cameras could not be opened or have failed for good."""
+        failed = [camera.error for camera in self._cameras if camera.error is not None]
+        return [*failed, *(error for _, error in self._refused)]
 
     def _finish(self) -> None:
         stopped = self._stop.is_set() or self._batcher.error is not None
@@ -174,6 +186,11 @@ class Pipeline:
     def _submit(self, looks: Sequence[Look]) -> None:
         for look in looks:
             self._batcher.submit(look)
+
+
+def _refused(plan: CameraPlan, error: SourceError) -> CameraStatus:
+    source = SourceStatus(State.FAILED, time.time(), reason=str(error))
+    return CameraStatus(plan.spec.name, plan.spec.platform, live=False, source=source, error=str(error))
 
 
 def _by_detector(
