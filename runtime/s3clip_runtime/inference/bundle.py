@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import (
     AwareDatetime,
@@ -41,8 +41,12 @@ Precision = Literal["fp32", "fp16"]
 AttachmentRole = Literal["reference", "report", "range_audit"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
+_R = TypeVar("_R", bound="Record")
 
-class _Record(BaseModel):
+
+class Record(BaseModel):
+    """A part of a manifest: frozen, and unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -72,7 +76,7 @@ PLAIN: Final = Target("onnx", "fp32")
 """The graphs that every bundle holds, and that all others are made from."""
 
 
-class Engine(_Record):
+class Engine(Record):
     """By what and for what a TensorRT engine was built: its plan runs nowhere else.
 
     `profile` is the smallest, usual and largest batch; `inputs` and `outputs` name every tensor with its type
@@ -89,7 +93,7 @@ class Engine(_Record):
     outputs: dict[str, str]
 
 
-class Artefact(_Record):
+class Artefact(Record):
     """One file of the bundle. `file` is relative to the folder; `bytes` is its size.
 
     `opset` of an engine is that of the ONNX graph it was built from. `engine` is there for TensorRT alone.
@@ -116,7 +120,7 @@ class Artefact(_Record):
         return Target(self.backend, self.precision)
 
 
-class Contract(_Record):
+class Contract(Record):
     """The numbers of `inference.spec` that the graphs were built for. Sizes are (height, width)."""
 
     lr_size: tuple[int, int]
@@ -149,7 +153,7 @@ class Contract(_Record):
         )
 
 
-class Interval(_Record):
+class Interval(Record):
     """A measured value and the ends of its 95 % confidence interval."""
 
     value: FiniteFloat
@@ -157,7 +161,7 @@ class Interval(_Record):
     high: FiniteFloat
 
 
-class Proof(_Record):
+class Proof(Record):
     """How close the graphs of one target came to the PyTorch model, and the bounds they had to hold.
 
     Attributes:
@@ -193,7 +197,7 @@ class Proof(_Record):
     bounds: dict[str, FiniteFloat]
 
 
-class Attachment(_Record):
+class Attachment(Record):
     """A file that belongs to the bundle and is no graph. `file` is relative to the folder."""
 
     file: Annotated[str, StringConstraints(min_length=1)]
@@ -201,7 +205,7 @@ class Attachment(_Record):
     bytes: NonNegativeInt
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Content of `manifest.json`.
 
     `embedding_space` is the SHA-256 of the encode graph's weights: galleries refuse to mix two of them.
@@ -249,13 +253,13 @@ class Bundle:
         """
         if not path.is_dir():
             raise BundleError(f"bundle {path}: the folder does not exist; give the folder of s3clip-export")
-        manifest = _read_manifest(path / MANIFEST_FILE)
+        manifest = read_record(path / MANIFEST_FILE, Manifest, SCHEMA_VERSION)
         _check_contract(path, manifest.contract)
         _check_roles(path, manifest.artefacts)
         for artefact in manifest.artefacts:
-            _check_file(path, artefact.role, artefact)
+            check_file(path, artefact.role, artefact)
         for role, attachment in manifest.attachments.items():
-            _check_file(path, role, attachment)
+            check_file(path, role, attachment)
         return Bundle(path, manifest)
 
     @property
@@ -298,29 +302,42 @@ def attachment_of(path: Path) -> Attachment:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` into `folder`: after a crash there is the old file or the new one, never half.
+    """Write `manifest.json` into `folder`. Raises as `write_record`."""
+    write_record(folder / MANIFEST_FILE, manifest)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a manifest: after a crash there is the old file or the new one, never half.
 
     Raises:
         BundleError: the folder is missing or cannot be written.
     """
-    text = manifest.model_dump_json(indent=2) + "\n"
-    draft = folder / f".{MANIFEST_FILE}.{os.getpid()}"
+    text = record.model_dump_json(indent=2) + "\n"
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(folder / MANIFEST_FILE)
+        draft.replace(path)
     except OSError as error:
-        raise BundleError(
-            f"{folder / MANIFEST_FILE}: cannot be written ({error.strerror}); check the folder"
-        ) from error
+        raise BundleError(f"{path}: cannot be written ({error.strerror}); check the folder") from error
     finally:
-        if folder.is_dir():
+        if path.parent.is_dir():
             draft.unlink(missing_ok=True)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_record(path: Path, kind: type[_R], version: int) -> _R:
+    """Read a manifest that `write_record` wrote.
+
+    Args:
+        path: of the file.
+        kind: what it holds; has a field `schema_version`.
+        version: the schema that is read here.
+
+    Raises:
+        BundleError: it is missing, cannot be read, or has another schema.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -330,14 +347,14 @@ def _read_manifest(path: Path) -> Manifest:
     except ValueError as error:
         raise BundleError(f"{path}: not valid JSON ({error}); {_CURE}") from error
     # The version first: a later schema would otherwise fail with a list of unknown keys.
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    found = data.get("schema_version") if isinstance(data, dict) else None
+    if found != version:
         raise BundleError(
-            f"{path}: schema_version must be {SCHEMA_VERSION}, found {version!r}; "
+            f"{path}: schema_version must be {version}, found {found!r}; "
             f"{_CURE} of this version or update this runtime"
         )
     try:
-        return Manifest.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise BundleError(f"{path}: {'; '.join(faults)}; {_CURE}") from error
@@ -375,12 +392,17 @@ def _check_proofs(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _check_file(folder: Path, role: str, artefact: Artefact | Attachment) -> None:
+def check_file(folder: Path, role: str, artefact: Artefact | Attachment) -> None:
+    """Hold a file to its entry.
+
+    Raises:
+        BundleError: it is missing, lies outside of the folder, or has another size or SHA-256.
+    """
     path = folder / artefact.file
     # resolve() follows links too: a link out of the folder points at bytes nobody exported.
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(
-            f"{folder / MANIFEST_FILE}: file {artefact.file!r} must lie in the bundle's folder, "
+            f"{folder}: file {artefact.file!r} must lie in the bundle's folder, "
             f"it points to {path.resolve()}; {_CURE}"
         )
     if not path.is_file():
