@@ -19,9 +19,12 @@ from pydantic import (
     AwareDatetime,
     BaseModel,
     ConfigDict,
+    Field,
     FiniteFloat,
     JsonValue,
+    NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     StringConstraints,
     ValidationError,
@@ -32,6 +35,8 @@ from s3clip_runtime.errors import BundleError, ConfigError
 from s3clip_runtime.inference import spec
 
 SCHEMA_VERSION: Final = 2
+SWITCH_SCHEMA_VERSION: Final = 3
+"""Of a manifest with a switch: a runtime that would not obey it says that it is too old."""
 MANIFEST_FILE = "manifest.json"
 _CURE = "export again with s3clip-export"
 
@@ -197,6 +202,70 @@ class Proof(Record):
     bounds: dict[str, FiniteFloat]
 
 
+class HeightBucket(Record):
+    """LR tracklets whose clip's median crop height lies above `low_px` and at or below `high_px`.
+
+    `with` and `without` compare two rules that differ in this bucket alone: super-resolution up to
+    `high_px`, and up to `low_px`. Both hold for queries and gallery alike.
+
+    Attributes:
+        tracklets: LR ones of this height.
+        people: identities with a query that the bucket touches: it or a right answer of it has this height.
+        queries: those queries, of all protocols.
+        rank1_with, rank1_without, map_with, map_without: means over these people, each the mean over the
+            queries of one, in [0, 1].
+        rank1_change, map_change: with minus without, with its bootstrap interval over people.
+        ms_with, ms_without: time a tracklet takes, from its crops to its embedding.
+    """
+
+    low_px: NonNegativeFloat
+    high_px: PositiveFloat
+    tracklets: PositiveInt
+    people: PositiveInt
+    queries: PositiveInt
+    rank1_with: FiniteFloat
+    rank1_without: FiniteFloat
+    map_with: FiniteFloat
+    map_without: FiniteFloat
+    rank1_change: Interval
+    map_change: Interval
+    ms_with: PositiveFloat
+    ms_without: PositiveFloat
+
+
+class Switch(Record):
+    """Up to which height of a person super-resolution is worth its time, and how that was measured.
+
+    Attributes:
+        max_height_px: LR clips whose median crop height is above are not enhanced; 0: none is, None: all are.
+        min_gain: gain of mAP in [0, 1] that had to be possible for super-resolution to stay on.
+        data: name of the data set. `synthetic`: its crops were drawn by s3clip itself.
+        tracklets, queries: of the whole measurement, HR ones included.
+        target: name of the `Target` that ran. `device`: where, with the GPU's name.
+        buckets: from the smallest heights to the tallest, without gaps.
+    """
+
+    max_height_px: NonNegativeFloat | None
+    min_gain: FiniteFloat
+    data: str
+    synthetic: bool
+    tracklets: PositiveInt
+    queries: PositiveInt
+    target: str
+    device: str
+    created: AwareDatetime
+    buckets: Annotated[tuple[HeightBucket, ...], Field(min_length=1)]
+
+    @property
+    def rule(self) -> str:
+        """Which LR clips are super-resolved, a clause for a sentence."""
+        if self.max_height_px is None:
+            return "LR clips of every height are super-resolved"
+        if self.max_height_px == 0:
+            return "no clip is super-resolved"
+        return f"LR clips up to {self.max_height_px:g} px are super-resolved"
+
+
 class Attachment(Record):
     """A file that belongs to the bundle and is no graph. `file` is relative to the folder."""
 
@@ -211,10 +280,11 @@ class Manifest(Record):
     `embedding_space` is the SHA-256 of the encode graph's weights: galleries refuse to mix two of them.
     `training` holds the resolved config of the training run and its id. `proofs` has one entry a target; only
     while the exporter is still measuring one may be missing: `Bundle.open` refuses such a manifest.
-    `attachments` are found by their role, like `report`.
+    `attachments` are found by their role, like `report`. `switch` is missing where none was measured: see
+    `with_switch`.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[2, 3] = SCHEMA_VERSION
     name: str
     created: AwareDatetime
     s3clip_version: str
@@ -224,6 +294,20 @@ class Manifest(Record):
     training: dict[str, JsonValue]
     proofs: tuple[Proof, ...]
     attachments: dict[AttachmentRole, Attachment] = {}
+    switch: Switch | None = None
+
+    @model_validator(mode="after")
+    def _version_fits_switch(self) -> Manifest:
+        if (self.switch is None) != (self.schema_version == SCHEMA_VERSION):
+            raise ValueError(
+                f"a switch belongs to schema_version {SWITCH_SCHEMA_VERSION}, and to it alone, "
+                f"found {self.schema_version}"
+            )
+        return self
+
+    def with_switch(self, switch: Switch) -> Manifest:
+        """The manifest with this switch in the place of any that it had, and the schema version of such."""
+        return self.model_copy(update={"switch": switch, "schema_version": SWITCH_SCHEMA_VERSION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +345,14 @@ class Bundle:
         for role, attachment in manifest.attachments.items():
             check_file(path, role, attachment)
         return Bundle(path, manifest)
+
+    def enhances(self, height_px: float) -> bool:
+        """Whether an LR clip of this height (`Clip.height_px`) is to be super-resolved; an HR clip never is.
+
+        Without a switch all heights are.
+        """
+        switch = self.manifest.switch
+        return switch is None or switch.max_height_px is None or height_px <= switch.max_height_px
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -312,8 +404,15 @@ def write_record(path: Path, record: Record) -> None:
     Raises:
         BundleError: the folder is missing or cannot be written.
     """
+<<<<<<< HEAD
     text = record.model_dump_json(indent=2) + "\n"
     draft = path.with_name(f".{path.name}.{os.getpid()}")
+=======
+    # Runtimes of schema 2 refuse the key, also where it holds nothing.
+    unknown = {"switch"} if manifest.switch is None else None
+    text = manifest.model_dump_json(indent=2, exclude=unknown) + "\n"
+    draft = folder / f".{MANIFEST_FILE}.{os.getpid()}"
+>>>>>>> wt-switch
     try:
         with draft.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -347,10 +446,17 @@ def read_record(path: Path, kind: type[_R], version: int) -> _R:
     except ValueError as error:
         raise BundleError(f"{path}: not valid JSON ({error}); {_CURE}") from error
     # The version first: a later schema would otherwise fail with a list of unknown keys.
+<<<<<<< HEAD
     found = data.get("schema_version") if isinstance(data, dict) else None
     if found != version:
         raise BundleError(
             f"{path}: schema_version must be {version}, found {found!r}; "
+=======
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version not in (SCHEMA_VERSION, SWITCH_SCHEMA_VERSION):
+        raise BundleError(
+            f"{path}: schema_version must be {SCHEMA_VERSION} or {SWITCH_SCHEMA_VERSION}, found {version!r}; "
+>>>>>>> wt-switch
             f"{_CURE} of this version or update this runtime"
         )
     try:
