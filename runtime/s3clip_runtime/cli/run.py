@@ -5,6 +5,7 @@ The heavy imports sit in the functions: `--help` answers at once.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,22 +146,23 @@ def main(
 
     if out is not None and not demo:
         raise ConfigError("--out belongs to --demo; use --events, --annotate and --contact-sheet")
-    with stop_on_signals("what was seen is still told") as signals:
+    reload = None if site is None else threading.Event()
+    with stop_on_signals("what was seen is still told", reload) as stop:
         if demo:
             _refuse_others(options, site, contact_sheet, "--demo brings its own videos and writes to --out")
             from s3clip_runtime.cli.demo import run_demo
 
-            run_demo(out or Path("s3clip-demo"), bundle, threshold, device, threads, signals.stop)
+            run_demo(out or Path("s3clip-demo"), bundle, threshold, device, threads, stop)
             return
         from s3clip_runtime.cli.options import site_from_options
         from s3clip_runtime.cli.site import run_site
         from s3clip_runtime.site.load import load_site
 
         if site is None:
-            run_site(site_from_options(options), signals, contact_sheet=contact_sheet)
+            run_site(site_from_options(options), stop, contact_sheet=contact_sheet)
         else:
             _refuse_others(options, None, None, "--site FILE says it all")
-            run_site(load_site(site), signals, path=site, contact_sheet=contact_sheet)
+            run_site(load_site(site), stop, contact_sheet=contact_sheet, follow=(site, reload))
 
 
 def _refuse_others(options: RunOptions, site: Path | None, sheet: Path | None, why: str) -> None:

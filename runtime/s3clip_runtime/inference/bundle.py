@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -337,7 +338,7 @@ class Bundle:
         """
         if not path.is_dir():
             raise BundleError(f"bundle {path}: the folder does not exist; give the folder of s3clip-export")
-        manifest = read_record(path / MANIFEST_FILE, Manifest, SCHEMA_VERSION)
+        manifest = read_record(path / MANIFEST_FILE, Manifest, SCHEMA_VERSION, SWITCH_SCHEMA_VERSION)
         _check_contract(path, manifest.contract)
         _check_roles(path, manifest.artefacts)
         for artefact in manifest.artefacts:
@@ -395,24 +396,19 @@ def attachment_of(path: Path) -> Attachment:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into `folder`. Raises as `write_record`."""
-    write_record(folder / MANIFEST_FILE, manifest)
+    # Runtimes of schema 2 refuse the key, also where it holds nothing.
+    write_record(folder / MANIFEST_FILE, manifest, without={"switch"} if manifest.switch is None else ())
 
 
-def write_record(path: Path, record: Record) -> None:
-    """Write a manifest: after a crash there is the old file or the new one, never half.
+def write_record(path: Path, record: Record, without: Collection[str] = ()) -> None:
+    """Write a manifest, but for some keys: after a crash there is the old file or the new one, never half.
 
     Raises:
         BundleError: the folder is missing or cannot be written.
     """
-<<<<<<< HEAD
-    text = record.model_dump_json(indent=2) + "\n"
+    text = record.model_dump_json(indent=2, exclude=set(without)) + "
+"
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-=======
-    # Runtimes of schema 2 refuse the key, also where it holds nothing.
-    unknown = {"switch"} if manifest.switch is None else None
-    text = manifest.model_dump_json(indent=2, exclude=unknown) + "\n"
-    draft = folder / f".{MANIFEST_FILE}.{os.getpid()}"
->>>>>>> wt-switch
     try:
         with draft.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -426,13 +422,13 @@ def write_record(path: Path, record: Record) -> None:
             draft.unlink(missing_ok=True)
 
 
-def read_record(path: Path, kind: type[_R], version: int) -> _R:
+def read_record(path: Path, kind: type[_R], *versions: int) -> _R:
     """Read a manifest that `write_record` wrote.
 
     Args:
         path: of the file.
         kind: what it holds; has a field `schema_version`.
-        version: the schema that is read here.
+        versions: the schemas that are read here.
 
     Raises:
         BundleError: it is missing, cannot be read, or has another schema.
@@ -446,17 +442,10 @@ def read_record(path: Path, kind: type[_R], version: int) -> _R:
     except ValueError as error:
         raise BundleError(f"{path}: not valid JSON ({error}); {_CURE}") from error
     # The version first: a later schema would otherwise fail with a list of unknown keys.
-<<<<<<< HEAD
     found = data.get("schema_version") if isinstance(data, dict) else None
-    if found != version:
+    if found not in versions:
         raise BundleError(
-            f"{path}: schema_version must be {version}, found {found!r}; "
-=======
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version not in (SCHEMA_VERSION, SWITCH_SCHEMA_VERSION):
-        raise BundleError(
-            f"{path}: schema_version must be {SCHEMA_VERSION} or {SWITCH_SCHEMA_VERSION}, found {version!r}; "
->>>>>>> wt-switch
+            f"{path}: schema_version must be {' or '.join(map(str, versions))}, found {found!r}; "
             f"{_CURE} of this version or update this runtime"
         )
     try:

@@ -23,7 +23,7 @@ LONGEST_ASKED_PAUSE_S = 3600.0
 """A server that asks to wait longer (Retry-After) is asked again after this time."""
 
 _IDLE_S = 1.0
-_CLOSE_S = 3.0
+_CLOSE_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Delivery:
         return OutputStatus(self._carrier.name, self._delivered, self._spool.waiting, lost, error)
 
     def close(self) -> None:
-        """Deliver what waits, for at most 3 s; the rest stays in the spool for the next run.
+        """Deliver what waits, for at most 1.5 s; the rest stays in the spool for the next run.
 
         Raises:
             SinkError: events could not even be spooled, because the disk is full.
