@@ -1,4 +1,4 @@
-"""A detector's folder: an ONNX graph, perhaps an engine of it, and one `detector.json` that says what they are.
+"""A detector's folder: an ONNX graph, perhaps an engine of it, and one `detector.json` that proves them.
 
 `s3clip-export detector` writes it; the reader verifies every byte before anything is loaded.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
@@ -29,7 +29,7 @@ from s3clip_runtime.streams.detection.network import Settings
 _LOG = logging.getLogger(__name__)
 
 DETECTOR_FILE = "detector.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 
 class EngineFile(Attachment):
@@ -101,9 +101,9 @@ def open_folder(folder: Path, device: str, threads: int | None) -> tuple[Session
 
     Args:
         folder: of `s3clip-export detector`.
-        device: "cpu" runs the graph, "cuda" the engine if there is one, else the graph. "auto" takes an engine
-            if there is one and a driver, even if it turns out to be built for another machine: that is an
-            error to be told.
+        device: "cpu" runs the graph, "cuda" the engine if there is one, else the graph. "auto" takes an
+            engine if there is one and a driver, even if it turns out to be built for another machine: that
+            is an error to be told.
         threads: CPU threads; None takes all.
 
     Raises:
