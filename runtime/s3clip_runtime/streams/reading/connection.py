@@ -12,7 +12,7 @@ from av.container import InputContainer
 
 from s3clip_runtime.streams.reading.addresses import pipeline_of, scrub
 from s3clip_runtime.streams.reading.clock import CameraClock
-from s3clip_runtime.streams.reading.gstreamer import Pipeline
+from s3clip_runtime.streams.reading.gstreamer import Pipeline, PipelineRefused
 from s3clip_runtime.streams.reading.hardware import accelerator, no_accelerator
 from s3clip_runtime.streams.reading.link import Link, Message, Task
 from s3clip_runtime.streams.reading.pictures import Pictures
@@ -52,7 +52,7 @@ def opened(task: Task) -> Iterator[InputContainer]:
     """The stream, device or pipeline of the task.
 
     Raises:
-        av.FFmpegError, OSError: it cannot be opened.
+        av.FFmpegError, OSError, PipelineRefused: it cannot be opened.
         RuntimeError: its codec cannot be decoded by the hardware that was asked for.
     """
     timeout = (task.open_timeout_s, task.read_timeout_s)
@@ -105,6 +105,8 @@ class Connection:
         """The end by an exception, in words that do not quote the address, as av errors do."""
         if isinstance(error, RuntimeError) and self._task.decode != "cpu":
             return Lost(no_accelerator(str(error)), True)
+        if isinstance(error, PipelineRefused):
+            return Lost(scrub(str(error), self._task.url), True)
         if isinstance(error, PermissionError) and self._task.kind == "device":
             return Lost("not permitted; let the user of this program read the device (group video)", True)
         for kind, rule_and_cure in _NEEDS_PERSON:

@@ -28,7 +28,11 @@ _ErrorAt = ctypes.POINTER(_Error)
 
 
 class PipelineError(OSError):
-    """GStreamer is not there, or a pipeline cannot be made or failed."""
+    """A pipeline failed while it ran."""
+
+
+class PipelineRefused(Exception):
+    """GStreamer is not there, or cannot make the pipeline: rule and cure in one line."""
 
 
 class Pipeline:
@@ -39,7 +43,7 @@ class Pipeline:
         read_timeout_s: longest wait for data.
 
     Raises:
-        PipelineError: no GStreamer, or it cannot make the pipeline.
+        PipelineRefused: no GStreamer, or it cannot make the pipeline.
     """
 
     def __init__(self, description: str, read_timeout_s: float) -> None:
@@ -54,7 +58,7 @@ class Pipeline:
         if error or not self._pipeline:
             message = self._text(error)
             self.close()
-            raise PipelineError(message)
+            raise PipelineRefused(f"GStreamer refuses it ({message}); try it with gst-launch-1.0")
         self._gst.gst_element_set_state(self._pipeline, _PLAYING)  # failures come by the bus
 
     def read(self, size: int) -> bytes:
@@ -118,9 +122,7 @@ def _library() -> ctypes.CDLL:
     try:
         gst = ctypes.CDLL("libgstreamer-1.0.so.0")
     except OSError as error:
-        raise PipelineError(
-            "GStreamer is not installed; install libgstreamer1.0-0 and its plugins"
-        ) from error
+        raise PipelineRefused("no GStreamer here; install libgstreamer1.0-0 and its plugins") from error
     pointer, error_at = ctypes.c_void_p, ctypes.POINTER(_ErrorAt)
     for name, result, arguments in (
         ("gst_init", None, (pointer, pointer)),

@@ -9,6 +9,7 @@ from av.container import InputContainer
 
 from s3clip_runtime.streams.reading.backoff import BACKOFF_S, Backoff, jittered
 from s3clip_runtime.streams.reading.connection import Connection, Lost, opened
+from s3clip_runtime.streams.reading.gstreamer import PipelineRefused
 from s3clip_runtime.streams.reading.hardware import missing
 from s3clip_runtime.streams.reading.knock import KNOCK_S, REPLY_S, knock
 from s3clip_runtime.streams.reading.link import Link, Message
@@ -52,7 +53,7 @@ def _attempt(link: Link, ring: RingWriter, pictures: Pictures) -> Lost | None:
             if task.kind == "stream" and (container.duration or 0) > 0:
                 return _play_file(link, ring, pictures, container)
             return connection.read(container)
-    except (av.FFmpegError, OSError, RuntimeError) as error:
+    except (av.FFmpegError, OSError, RuntimeError, PipelineRefused) as error:
         return connection.why(error)
 
 
