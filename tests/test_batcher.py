@@ -19,7 +19,7 @@ from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedded, Embedder
 from s3clip_runtime.inference.spec import HR_MIN_SIZE
 from s3clip_runtime.streams.events import STEPS, EventMaker, Sighting
-from s3clip_runtime.streams.looks import Look
+from s3clip_runtime.streams.looks import FrameCost, Look
 from s3clip_runtime.streams.recognition.batcher import LARGEST_BATCH, Batcher, LookEmbedder
 
 
@@ -152,7 +152,7 @@ def test_an_embedder_that_fails_loses_no_person(tmp_path: Path) -> None:
 
 
 def test_the_steps_of_an_event_are_those_of_its_look(embedder: Embedder) -> None:
-    given = replace(person(1), decode_ms=1.0, queued_ms=2000.0, detect_ms=3.0, track_ms=4.0)
+    given = replace(person(1), cost=FrameCost(1.0, 2000.0, 3.0, 4.0))
     (found,), _ = recognise(embedder, [given])
     steps = found.event.latency_ms
     assert (steps["decode"], steps["detect"], steps["track"]) == (1.0, 3.0, 4.0)

@@ -146,8 +146,8 @@ def main(
 
     if out is not None and not demo:
         raise ConfigError("--out belongs to --demo; use --events, --annotate and --contact-sheet")
-    reload = None if site is None else threading.Event()
-    with stop_on_signals("what was seen is still told", reload) as stop:
+    reload = threading.Event()
+    with stop_on_signals("what was seen is still told", None if site is None else reload) as stop:
         if demo:
             _refuse_others(options, site, contact_sheet, "--demo brings its own videos and writes to --out")
             from s3clip_runtime.cli.demo import run_demo

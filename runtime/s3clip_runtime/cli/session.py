@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -15,7 +15,6 @@ from s3clip_runtime.errors import S3ClipError
 from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
-from s3clip_runtime.streams.camera import CameraPlan
 from s3clip_runtime.streams.events import EventMaker, new_run_id
 from s3clip_runtime.streams.outputs.outputs import FrameWatcher, Outputs
 from s3clip_runtime.streams.outputs.sink import SightingSink
@@ -59,7 +58,7 @@ class Session:
     Args:
         matching: stays the caller's.
         settings: of the looks.
-        sinks: take sightings.
+        sinks: take sightings; their names are for `outputs.replace`.
         watchers: take processed frames.
         stop: set it to end in order.
     """
@@ -68,7 +67,7 @@ class Session:
         self,
         matching: Matching,
         settings: LookSettings,
-        sinks: Sequence[SightingSink],
+        sinks: Mapping[str, SightingSink],
         watchers: Sequence[FrameWatcher],
         stop: threading.Event,
     ) -> None:
@@ -83,17 +82,17 @@ class Session:
             with_embedding=settings.embedding,
             explain=settings.explain,
         )
-        self._outputs = Outputs(sinks, watchers)
+        self.outputs = Outputs(sinks, watchers)
         self._batcher = Batcher(
             matching.embedder,
             matching.gallery,
             self.maker,
-            self._outputs.sighting,
+            self.outputs.sighting,
             enhances=matching.bundle.enhances if settings.enhance else None,
             latency_ms=settings.latency_ms,
             pictures=settings.pictures,
         )
-        self.pipeline = Pipeline(self._batcher, self._outputs, stop)
+        self.pipeline = Pipeline(self._batcher, self.outputs, stop)
 
     def status(self) -> RunStatus:
         """How the run is doing. Any thread may ask."""
@@ -113,7 +112,7 @@ class Session:
             enhancing=batcher.enhancing,
             enhance_reason=batcher.enhance_reason,
             latency_ms=batcher.latency.quantiles(),
-            outputs=self._outputs.status(),
+            outputs=self.outputs.status(),
             identities=None if matching.gallery is None else matching.gallery.identities,
         )
 
@@ -139,12 +138,12 @@ class Session:
                     tick()
 
             self.pipeline.run(both)
-        return [*self.pipeline.errors(), *self._outputs.errors]
+        return [*self.pipeline.errors(), *self.outputs.errors]
 
     def _end(self) -> None:
         closer = threading.Thread(target=self.pipeline.close, name="close cameras", daemon=True)
         closer.start()  # beside the outputs: both may need seconds, and after a signal there are five
-        self._outputs.close()
+        self.outputs.close()
         closer.join()
         print_summary(self.status())
 

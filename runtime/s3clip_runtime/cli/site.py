@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import click
@@ -13,15 +14,16 @@ import click
 from s3clip_runtime.cli.log import Redactor, set_up_logging
 from s3clip_runtime.cli.session import LookSettings, Matching, Session, finish_outputs, raise_problems
 from s3clip_runtime.cli.systemd import ServiceManager
-from s3clip_runtime.errors import ConfigError, S3ClipError, SinkError
+from s3clip_runtime.errors import S3ClipError, SinkError
 from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle, Target
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.site.load import changes, load_site
 from s3clip_runtime.site.model import CameraSettings, Site
+from s3clip_runtime.site.outputs import EventsOutput, MqttOutput, WebhookOutput
 from s3clip_runtime.site.outputs import Outputs as OutputSettings
 from s3clip_runtime.streams.camera import CameraPlan
-from s3clip_runtime.streams.detection.choose import Detectors
+from s3clip_runtime.streams.detection.choose import Choice, open_detectors
 from s3clip_runtime.streams.events import UNCALIBRATED_THRESHOLD, Sighting
 from s3clip_runtime.streams.outputs.annotate import FileAnnotator, LiveAnnotator
 from s3clip_runtime.streams.outputs.contact_sheet import ContactSheet
@@ -62,14 +64,15 @@ def run_site(
     service = ServiceManager()
     with ExitStack() as stack:
         matching = open_matching(stack, site)
-        detectors = stack.enter_context(Detectors(device=site.device, threads=site.threads))
         annotators = _annotators(site)
         sheet = _contact_sheet(contact_sheet)
         board = Board() if site.page is not None else None
         # Plans first: a detector that cannot be opened must not leave an empty file of events.
-        plans = [_plan(site, camera, detectors) for camera in site.cameras]
-        sinks: list[SightingSink] = [*_sinks(site.outputs), *annotators]
-        sinks += [one for one in (sheet, board) if one is not None]
+        plans = _plans(stack, site, site.cameras, stop)
+        sinks = _open_sinks(site.outputs)
+        sinks |= {f"video {number}": annotator for number, annotator in enumerate(annotators)}
+        sinks |= {} if sheet is None else {"contact sheet": sheet}
+        sinks |= {} if board is None else {"page": board}
         session = Session(
             matching,
             LookSettings(
@@ -87,7 +90,7 @@ def run_site(
             _serve_page(stack, site, board, session)
         for plan in plans:
             session.pipeline.add(plan)
-        reload = _reloader(site, follow, session, detectors, redactor, service)
+        reload = _reloader(stack, site, follow, session, stop, redactor, service)
 
         def tick() -> None:
             service.alive()
@@ -140,56 +143,84 @@ def chosen_threshold(threshold: float | None) -> float:
     return UNCALIBRATED_THRESHOLD
 
 
-def _plan(site: Site, camera: CameraSettings, detectors: Detectors) -> CameraPlan:
-    return CameraPlan(
-        camera.source,
-        detectors.open(camera.detector, tiles=camera.tile_counts),
-        ReadOptions(
-            open_timeout_s=camera.open_timeout_s, read_timeout_s=camera.read_timeout_s, decode=camera.decode
-        ),
-        camera.chosen_tracker,
-        site.min_frames,
-        site.first_look_frames,
+def _plans(
+    stack: ExitStack, site: Site, cameras: Sequence[CameraSettings], stop: threading.Event
+) -> list[CameraPlan]:
+    """What the cameras are made of; their detectors are closed by `stack`."""
+    choices = {
+        camera.name: Choice(camera.detector, None if camera.tiles is None else camera.tile_counts)
+        for camera in cameras
+    }
+    detectors = open_detectors(choices, device=site.device, threads=site.threads, stop=stop)
+    stack.callback(detectors.close)
+    return [
+        CameraPlan(
+            camera.source,
+            detectors.of(camera.name),
+            ReadOptions(camera.open_timeout_s, camera.read_timeout_s, camera.decode),
+            camera.chosen_tracker,
+            site.min_frames,
+            site.first_look_frames,
+        )
+        for camera in cameras
+    ]
+
+
+def _sink_makers(outputs: OutputSettings) -> dict[str, Callable[[], SightingSink] | None]:
+    """How to open each output; None where it is off."""
+    events, mqtt, hook, crops = outputs.events, outputs.mqtt, outputs.webhook, outputs.crops
+    return {
+        "events": None if events is None else partial(_open_events, events),
+        "mqtt": None if mqtt is None else partial(_open_mqtt, mqtt),
+        "webhook": None if hook is None else partial(_open_webhook, hook),
+        "crops": None
+        if crops is None
+        else partial(CropFolder, crops.folder, crops.which, crops.keep_days, crops.max_mb),
+    }
+
+
+def _open_sinks(outputs: OutputSettings) -> dict[str, SightingSink]:
+    """The outputs of events; what was opened is closed again when one of them cannot be."""
+    with ExitStack() as opened:
+        sinks = {}
+        for name, make in _sink_makers(outputs).items():
+            if make is not None:
+                sinks[name] = make()
+                opened.callback(sinks[name].close)
+        opened.pop_all()
+    return sinks
+
+
+def _open_events(settings: EventsOutput) -> JsonLines:
+    path = None if str(settings.path) == "-" else settings.path
+    rotate_bytes = settings.rotate_mb * _MB
+    return JsonLines(path, rotate_bytes=rotate_bytes, keep=settings.keep, fsync=settings.fsync)
+
+
+def _open_mqtt(settings: MqttOutput) -> MqttSink:
+    return MqttSink(
+        MqttOptions(
+            host=settings.host,
+            spool=settings.spool,
+            port=settings.port,
+            topic=settings.topic,
+            user=settings.user,
+            password=None if settings.password is None else settings.password.get_secret_value(),
+            tls=settings.tls,
+            spool_bytes=settings.spool_mb * _MB,
+        )
     )
 
 
-def _sinks(outputs: OutputSettings) -> list[SightingSink]:
-    """The outputs of events; what was opened is closed again when one of them cannot be."""
-    makers: list[Callable[[], SightingSink]] = []
-    if (events := outputs.events) is not None:
-        path = None if str(events.path) == "-" else events.path
-        makers.append(
-            lambda: JsonLines(path, rotate_bytes=events.rotate_mb * _MB, keep=events.keep, fsync=events.fsync)
+def _open_webhook(settings: WebhookOutput) -> Webhook:
+    return Webhook(
+        WebhookOptions(
+            url=settings.address.get_secret_value(),
+            spool=settings.spool,
+            token=None if settings.token is None else settings.token.get_secret_value(),
+            spool_bytes=settings.spool_mb * _MB,
         )
-    if (mqtt := outputs.mqtt) is not None:
-        options = MqttOptions(
-            host=mqtt.host,
-            spool=mqtt.spool,
-            port=mqtt.port,
-            topic=mqtt.topic,
-            user=mqtt.user,
-            password=None if mqtt.password is None else mqtt.password.get_secret_value(),
-            tls=mqtt.tls,
-            spool_bytes=mqtt.spool_mb * _MB,
-        )
-        makers.append(lambda: MqttSink(options))
-    if (hook := outputs.webhook) is not None:
-        hook_options = WebhookOptions(
-            url=hook.address.get_secret_value(),
-            spool=hook.spool,
-            token=None if hook.token is None else hook.token.get_secret_value(),
-            spool_bytes=hook.spool_mb * _MB,
-        )
-        makers.append(lambda: Webhook(hook_options))
-    if (crops := outputs.crops) is not None:
-        makers.append(lambda: CropFolder(crops.folder, crops.which, crops.keep_days, crops.max_mb))
-    with ExitStack() as opened:
-        sinks = []
-        for make in makers:
-            sinks.append(make())
-            opened.callback(sinks[-1].close)
-        opened.pop_all()
-    return sinks
+    )
 
 
 def _annotators(site: Site) -> list[FileAnnotator | LiveAnnotator]:
@@ -232,10 +263,11 @@ def _serve_page(stack: ExitStack, site: Site, board: Board, session: Session) ->
 
 
 def _reloader(
+    stack: ExitStack,
     site: Site,
     follow: tuple[Path, threading.Event] | None,
     session: Session,
-    detectors: Detectors,
+    stop: threading.Event,
     redactor: Redactor,
     service: ServiceManager,
 ) -> Callable[[], None]:
@@ -257,9 +289,7 @@ def _reloader(
             found = changes(current, new)
             found.check()
             by_name = {camera.name: camera for camera in new.cameras}
-            plans = [_plan(new, by_name[name], detectors) for name in (*found.added, *found.changed)]
-            if any(key.startswith("outputs.") for key in found.applied):
-                session.replace_sinks(_sinks(new.outputs))
+            plans = _plans(stack, new, [by_name[name] for name in (*found.added, *found.changed)], stop)
         except S3ClipError as error:
             _log.error("%s", error)
         else:
@@ -267,7 +297,14 @@ def _reloader(
                 session.pipeline.remove(name)
             for plan in plans:
                 session.pipeline.add(plan)
-            session.apply(chosen_threshold(new.threshold), embedding=new.embedding, explain=new.explain)
+            session.maker.change(
+                chosen_threshold(new.threshold) if new.gallery is not None else None,
+                with_embedding=new.embedding,
+                explain=new.explain,
+            )
+            for name, make in _sink_makers(new.outputs).items():
+                if f"outputs.{name}" in found.applied:
+                    session.outputs.replace(name, make)
             current = new
             _log.info("reloaded: %s", found)
         service.ready()

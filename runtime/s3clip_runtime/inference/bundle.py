@@ -406,8 +406,7 @@ def write_record(path: Path, record: Record, without: Collection[str] = ()) -> N
     Raises:
         BundleError: the folder is missing or cannot be written.
     """
-    text = record.model_dump_json(indent=2, exclude=set(without)) + "
-"
+    text = record.model_dump_json(indent=2, exclude=set(without)) + "\n"
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("w", encoding="utf-8") as file:

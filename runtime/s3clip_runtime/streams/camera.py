@@ -11,11 +11,11 @@ from s3clip_runtime.errors import S3ClipError
 from s3clip_runtime.inference.spec import platform_id
 from s3clip_runtime.streams.detection.detector import Detector
 from s3clip_runtime.streams.frames import Detections, Frame, Observation
-from s3clip_runtime.streams.looks import Look, Reason
+from s3clip_runtime.streams.looks import FrameCost, Look
 from s3clip_runtime.streams.reading.sources import ReadOptions, Source, SourceSpec, open_source
-from s3clip_runtime.streams.status import CameraStatus, State
-from s3clip_runtime.streams.tracking.tracker import LOST_S, CameraTracker, TrackerKind
-from s3clip_runtime.streams.tracking.tracklets import TrackletBuilder
+from s3clip_runtime.streams.status import CameraStatus
+from s3clip_runtime.streams.tracking.tracker import LOST_S, CameraTracker, Kind
+from s3clip_runtime.streams.tracking.tracklets import Ending, TrackletBuilder
 
 MAX_GAP_S = LOST_S
 """A track that is unseen for longer has ended: the tracker would not find it again either."""
@@ -51,7 +51,7 @@ class CameraPlan:
     spec: SourceSpec
     detector: Detector
     options: ReadOptions = field(default_factory=ReadOptions)
-    tracker: TrackerKind = "bytetrack"
+    tracker: Kind = "bytetrack"
     min_frames: int = MIN_FRAMES
     first_frames: int = FIRST_LOOK_FRAMES
 
@@ -59,11 +59,15 @@ class CameraPlan:
 class Camera:
     """An open source with the parts that only it uses. Close it.
 
+    Args:
+        plan: what it is made of.
+        tracks_before: ids that a camera of the same name has given in this run.
+
     Raises:
         SourceError: the source cannot be opened, see `open_source`.
     """
 
-    def __init__(self, plan: CameraPlan) -> None:
+    def __init__(self, plan: CameraPlan, tracks_before: int = 0) -> None:
         self.spec = plan.spec
         self.detector = plan.detector
         self.min_frames = plan.min_frames
@@ -72,7 +76,7 @@ class Camera:
         self.ended = False
         self.error: S3ClipError | None = None
         self.frames = self.tracklets = self.too_short = 0
-        self._tracker = CameraTracker(plan.tracker)
+        self._tracker = CameraTracker(plan.tracker, tracks_before=tracks_before)
         self._builder = TrackletBuilder(
             plan.spec.name,
             platform_id(plan.spec.platform),
@@ -85,7 +89,7 @@ class Camera:
         self._ended_s: float | None = None
         self._taken_s: deque[float] = deque(maxlen=FPS_FRAMES)
         self._newest: Frame | None = None
-        self._costs: dict[str, float] = {}
+        self._cost = FrameCost()
 
     def observe(
         self, frame: Frame, detections: Detections, *, taken_s: float, detect_ms: float
@@ -104,12 +108,9 @@ class Camera:
         self.frames += 1
         self._newest = frame
         self._taken_s.append(taken_s)
-        self._costs = {
-            "decode_ms": frame.decode_ms,
-            "queued_ms": max(1000 * (taken_s - frame.ready_s), 0.0),
-            "detect_ms": detect_ms,
-            "track_ms": 1000 * (time.monotonic() - began_s),
-        }
+        queued_ms = max(1000 * (taken_s - frame.ready_s), 0.0)
+        track_ms = 1000 * (time.monotonic() - began_s)
+        self._cost = FrameCost(frame.decode_ms, queued_ms, detect_ms, track_ms)
         return observations, self._counted(looks)
 
     def idle(self) -> list[Look]:
@@ -117,15 +118,18 @@ class Camera:
         if not self.live or self._newest is None:
             return []
         dark_s = time.monotonic() - self._taken_s[-1]
-        looks = self._builder.expire(self._newest.time_s + dark_s)
-        lost = self.source.status().state is not State.LIVE
-        return self._counted(replace(look, reason="lost") if lost else look for look in looks)
+        return self._counted(self._builder.expire(self._newest.time_s + dark_s))
 
-    def finish(self, reason: Reason) -> list[Look]:
+    def finish(self, reason: Ending) -> list[Look]:
         """Last looks at all tracklets that are still open; no frame may follow."""
         self.ended = True
         self._ended_s = time.monotonic()
         return self._counted(self._builder.finish(reason))
+
+    @property
+    def tracks(self) -> int:
+        """Ids given so far."""
+        return self._tracker.given
 
     def close(self) -> None:
         """Close the source. A second call does nothing."""
@@ -164,5 +168,5 @@ class Camera:
                 self.tracklets += enough
                 self.too_short += not enough
             if enough:
-                good.append(replace(look, **self._costs))
+                good.append(replace(look, cost=self._cost))
         return good

@@ -130,7 +130,7 @@ class EventMaker:
         run_id: from `new_run_id`.
         bundle: name of the bundle's folder.
         embedding_space: hash that the bundle's manifest gives.
-        threshold: cosine from which a match counts; None without a gallery. May be changed during the run.
+        threshold: cosine from which a match counts; None without a gallery.
         with_embedding: put the embedding into the event.
         explain: put the chosen frames and their qualities into the event.
     """
@@ -152,6 +152,12 @@ class EventMaker:
         self._with_embedding = with_embedding
         self._explain = explain
         self._made = 0
+
+    def change(self, threshold: float | None, *, with_embedding: bool, explain: bool) -> None:
+        """Other settings from the next event on."""
+        self.threshold = threshold
+        self._with_embedding = with_embedding
+        self._explain = explain
 
     def make(
         self,

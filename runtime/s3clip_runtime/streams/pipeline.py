@@ -19,10 +19,11 @@ from s3clip_runtime.errors import S3ClipError, SourceError
 from s3clip_runtime.streams.camera import Camera, CameraPlan
 from s3clip_runtime.streams.detection.detector import Detector
 from s3clip_runtime.streams.frames import Detections, Frame
-from s3clip_runtime.streams.looks import Look, Reason
+from s3clip_runtime.streams.looks import Look
 from s3clip_runtime.streams.outputs.outputs import Outputs
 from s3clip_runtime.streams.recognition.batcher import Batcher
 from s3clip_runtime.streams.status import CameraStatus, SourceStatus, State
+from s3clip_runtime.streams.tracking.tracklets import Ending
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Pipeline:
         self._stop = stop
         self._selector = selectors.DefaultSelector()
         self._cameras: tuple[Camera, ...] = ()
+        self._tracks_before: dict[str, int] = {}
         self._refused: tuple[tuple[CameraPlan, SourceError], ...] = ()
 
     def add(self, plan: CameraPlan) -> None:
@@ -56,7 +58,7 @@ class Pipeline:
         One that cannot be opened is told in `status`; the others go on.
         """
         try:
-            camera = Camera(plan)
+            camera = Camera(plan, self._tracks_before.get(plan.spec.name, 0))
         except SourceError as error:
             _log.warning("camera %s: %s", plan.spec.name, error)
             self._refused = (*self._refused, (plan, error))
@@ -69,6 +71,7 @@ class Pipeline:
         for camera in self._cameras:
             if camera.spec.name == name:
                 self._end(camera, "stop")
+                self._tracks_before[name] = camera.tracks
                 camera.close()
         self._cameras = tuple(camera for camera in self._cameras if camera.spec.name != name)
         self._refused = tuple(one for one in self._refused if one[0].spec.name != name)
@@ -177,7 +180,7 @@ class Pipeline:
         self._outputs.frame(frame, observations)
         self._submit(looks)
 
-    def _end(self, camera: Camera, reason: Reason) -> None:
+    def _end(self, camera: Camera, reason: Ending) -> None:
         with contextlib.suppress(KeyError, ValueError):  # it may have ended before
             self._selector.unregister(camera.source)
         if not camera.ended:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from s3clip_runtime.streams.detection.external import BoxesStatus, ExternalBoxes
 from s3clip_runtime.streams.detection.folder import open_folder, open_graph
 from s3clip_runtime.streams.detection.mot import MotDetector
 from s3clip_runtime.streams.detection.network import NetworkDetector, Settings
-from s3clip_runtime.streams.frames import Detections, Frame
 
 BACKGROUND = "background"
 CHOICES = (
@@ -41,7 +40,7 @@ class Choice:
 
 
 class Detectors:
-    """The detectors of all cameras, itself a detector: every frame goes to its camera's own.
+    """The detectors of some cameras.
 
     Cameras that name the same network share one session, and those that name the same address of JSON lines
     one listener; all others have their own. Made by `open_detectors`.
@@ -50,23 +49,9 @@ class Detectors:
     def __init__(self, of_camera: Mapping[str, Detector]) -> None:
         self._of_camera = dict(of_camera)
 
-    def detect(self, frames: Sequence[Frame]) -> list[Detections]:
-        """See `Detector.detect`: the frames of one network are one batch.
-
-        Raises:
-            BackendError: a network cannot run.
-        """
-        groups: dict[int, list[int]] = {}
-        for number, frame in enumerate(frames):
-            groups.setdefault(id(self._of_camera[frame.camera]), []).append(number)
-        found = [Detections.none()] * len(frames)
-        for numbers in groups.values():
-            detector = self._of_camera[frames[numbers[0]].camera]
-            for number, detections in zip(
-                numbers, detector.detect([frames[n] for n in numbers]), strict=True
-            ):
-                found[number] = detections
-        return found
+    def of(self, camera: str) -> Detector:
+        """The camera's own, or the one that it shares."""
+        return self._of_camera[camera]
 
     @property
     def boxes(self) -> tuple[BoxesStatus, ...]:

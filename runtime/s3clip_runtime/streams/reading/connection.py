@@ -11,7 +11,6 @@ import av
 from av.container import InputContainer
 
 from s3clip_runtime.streams.reading.addresses import pipeline_of, scrub
-from s3clip_runtime.streams.reading.clock import CameraClock
 from s3clip_runtime.streams.reading.gstreamer import Pipeline, PipelineRefused
 from s3clip_runtime.streams.reading.hardware import accelerator, no_accelerator
 from s3clip_runtime.streams.reading.link import Link, Message, Task
@@ -128,7 +127,6 @@ class Connection:
     def _read_packets(self, container: InputContainer) -> str:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # sixteen cameras on two cores; threads would only add delay
-        clock = CameraClock(self._pictures.last_s)
         seen_s = time.monotonic()
         for packet in container.demux():  # all streams: the sound alone must not keep a dead picture alive
             arrived_unix_s, began_s = time.time(), time.monotonic()
@@ -145,7 +143,7 @@ class Connection:
                 for picture in pictures:
                     assert isinstance(picture, av.VideoFrame)
                     start_s = start_us / 1e6 if start_us else None
-                    self._pictures.live(picture, clock, start_s, arrived_unix_s, decode_s)
+                    self._pictures.live(picture, start_s, arrived_unix_s, decode_s)
                     seen_s = time.monotonic()
                     self._first_s = self._first_s or seen_s
             if time.monotonic() - seen_s > self._task.read_timeout_s:

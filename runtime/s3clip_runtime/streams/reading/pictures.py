@@ -16,6 +16,9 @@ from s3clip_runtime.streams.reading.health import PictureHealth
 from s3clip_runtime.streams.reading.link import Link
 from s3clip_runtime.streams.reading.ring import CLOCKS, RingWriter, Shot
 
+MENDED_S = 2.0
+"""After damage, pictures up to the next key frame are left out, but no longer: not all cameras send one."""
+
 
 class Pictures:
     """Writes the frames of one child."""
@@ -26,16 +29,15 @@ class Pictures:
         self._index = link.task.index
         self._reformatter = VideoReformatter()  # kept: one per frame costs four times the conversion
         self._health = PictureHealth()
+        self._clock = CameraClock(self._board["last_s"])
+        self._damaged_until_s = 0.0
         self._arrivals: deque[float] = deque(maxlen=64)
-
-    @property
-    def last_s(self) -> float:
-        """Time of the newest frame."""
-        return self._board["last_s"]
 
     def new_connection(self) -> None:
         """Rates and faults start anew."""
         self._health = PictureHealth()
+        self._clock.connected()
+        self._damaged_until_s = 0.0
         self._arrivals.clear()
         for name in ("fps", "lag_s", "skew_s"):
             self._board[name] = None
@@ -45,7 +47,6 @@ class Pictures:
     def live(
         self,
         picture: av.VideoFrame,
-        clock: CameraClock,
         start_realtime_s: float | None,
         arrived_unix_s: float,
         decode_s: float,
@@ -57,24 +58,32 @@ class Pictures:
         """
         began_s = time.monotonic()
         self._received(began_s)
-        time_s, kind = clock.stamp(
+        time_s, kind = self._clock.stamp(
             pts_s=picture.time, start_realtime_s=start_realtime_s, arrived_unix_s=arrived_unix_s
         )
         image = self._ring.claim(picture.height, picture.width)
         self._convert(picture, image)
         now_s = time.monotonic()
-        faults = self._health.update(image, now_s, picture.is_corrupt)
+        faults = self._health.update(image, now_s, corrupt=picture.is_corrupt)
         board = self._board
         board["faults"] = faults_to_bits(faults)
-        board["lag_s"], board["skew_s"] = clock.lag_s, clock.skew_s
+        board["lag_s"], board["skew_s"] = self._clock.lag_s, self._clock.skew_s
         board["camera_clock"] = kind == "camera"
         index, self._index = self._index, self._index + 1
         board["index"] = self._index
-        if picture.is_corrupt or "grey" in faults:
+        if self._damaged(picture, "grey" in faults, now_s):
             board.add("corrupt")  # a tracker would find people in grey
             return
         decode_ms = 1000 * (decode_s + now_s - began_s)
         self._publish(image, Shot(index, CLOCKS.index(kind), time_s, now_s, decode_ms))
+
+    def _damaged(self, picture: av.VideoFrame, grey: bool, now_s: float) -> bool:
+        """Damage, or what the decoder has made of it since: it mends pictures from those before."""
+        if picture.is_corrupt or grey:
+            self._damaged_until_s = now_s + MENDED_S
+        elif picture.key_frame:
+            self._damaged_until_s = 0.0
+        return now_s < self._damaged_until_s
 
     def stored(self, source: av.VideoFrame | NDArray[np.uint8], time_s: float, began_s: float) -> None:
         """Hand out one picture of a file. `began_s`: monotonic time at which its decoding began.

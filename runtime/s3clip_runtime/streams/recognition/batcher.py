@@ -194,8 +194,8 @@ class Batcher:
 def _before(look: Look, waited_ms: float) -> dict[str, float]:
     """Milliseconds of the steps up to the embedder."""
     return {
-        "decode": look.decode_ms,
-        "detect": look.detect_ms,
-        "track": look.track_ms,
-        "wait": look.queued_ms + waited_ms,
+        "decode": look.cost.decode_ms,
+        "detect": look.cost.detect_ms,
+        "track": look.cost.track_ms,
+        "wait": look.cost.queued_ms + waited_ms,
     }

@@ -50,14 +50,25 @@ class CameraTracker:
         kind: the method.
         fps: the source's rate, None if unknown.
         lost_s: seconds that a track may be unseen and still be found again. Frames must come faster.
+        tracks_before: ids that were given before.
+
+    Attributes:
+        given: the highest id so far.
     """
 
-    def __init__(self, kind: Kind = "bytetrack", fps: float | None = None, *, lost_s: float = LOST_S) -> None:
+    def __init__(
+        self,
+        kind: Kind = "bytetrack",
+        fps: float | None = None,
+        *,
+        lost_s: float = LOST_S,
+        tracks_before: int = 0,
+    ) -> None:
         self.epoch = 0
         self._kind: Kind = kind
         self._fps, self._lost_s = fps or NOMINAL_FPS, lost_s
         self._last: tuple[float, tuple[int, ...]] | None = None
-        self._given = 0
+        self.given = tracks_before
         self._start()
 
     def update(self, frame: Frame, detections: Detections) -> list[Observation]:
@@ -76,12 +87,12 @@ class CameraTracker:
             for track, box, score in zip(tracked.tracker_id, tracked.xyxy, tracked.confidence, strict=True)
             if track >= 0
         ]
-        self._given = max([self._given, *(observation.track for observation in observations)])
+        self.given = max([self.given, *(observation.track for observation in observations)])
         return sorted(observations, key=lambda observation: observation.track)
 
     def _start(self) -> None:
         """A tracker that knows nothing. A new one, for the library's reset() counts ids from 0 again too."""
-        self._first = self._given + 1
+        self._first = self.given + 1
         self._motion = CameraMotion() if self._kind == "botsort" else None
         buffer = round(self._lost_s * _LIBRARY_FPS)
         if self._kind == "bytetrack":

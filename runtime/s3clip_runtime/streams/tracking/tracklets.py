@@ -28,6 +28,10 @@ FIRST_FRAMES = 8
 """Default of `first_frames`: as many as a clip has, so the first look needs no repeated crop."""
 
 
+Ending = Literal["end", "stop", "lost"]
+"""Why all tracklets of a camera end at once."""
+
+
 class TrackletBuilder:
     """Collects the observations of one camera into tracklets, and looks at them while they grow.
 
@@ -112,7 +116,7 @@ class TrackletBuilder:
             del self._open[tracklet.track]
         return [self._look(tracklet, "final", "lost" if silent else "gone") for tracklet in ended]
 
-    def finish(self, reason: Literal["end", "stop", "lost"]) -> list[Look]:
+    def finish(self, reason: Ending) -> list[Look]:
         """Final looks at all tracklets that are still open."""
         ended = list(self._open.values())
         self._open.clear()
