@@ -168,14 +168,6 @@ def test_hr_clips_are_never_enhanced(embedder: Embedder) -> None:
         embedder.embed_looks([low, high], enhance=[True])
 
 
-def test_enhanced_pictures(embedder: Embedder) -> None:
-    clip = random_clip(np.random.default_rng(4), hr=False)
-    pictures = embedder.enhanced_pictures(clip)
-    np.testing.assert_array_equal(pictures, doubled(clip))
-    with pytest.raises(BackendError, match="never super-resolved"):
-        embedder.enhanced_pictures(Clip(clip.crops, 0, hr=True))
-
-
 def test_bad_clips_are_refused(embedder: Embedder) -> None:
     good = random_clip(np.random.default_rng(6), hr=False)
     with pytest.raises(BackendError, match="clip 1 has 7 crops, the graphs take 8"):

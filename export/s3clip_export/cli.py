@@ -197,7 +197,8 @@ def switch(
     and write that into BUNDLE."""
     edges = _heights(buckets)
     with needs_extra("export"):
-        from s3clip_export.switch import data_of, describe, measure_switch, write_switch
+        from s3clip_export.switch import data_of, measure_switch, write_switch
+        from s3clip_export.switch_table import describe
         from s3clip_runtime.inference.bundle import Bundle, Target
 
     opened = Bundle.open(bundle)

@@ -62,13 +62,6 @@ class Chain(Protocol):
                 finite.
         """
 
-    def pictures(self, lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Super-resolved crops: uint8 (N, 64, 32, 3) to uint8 (N, 128, 64, 3).
-
-        Raises:
-            BackendError: as in `embed`.
-        """
-
     def close(self) -> None:
         """Close the three sessions. A second call does nothing."""
 
@@ -101,11 +94,6 @@ class HostChain:
         if not np.isfinite(found).all():
             raise _not_finite({"enhance": lr_tokens, "patchify": hr_tokens}, encode.device)
         return Chained(found, enhanced["picture"] if pictures else None, enhance_ms)
-
-    def pictures(self, lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Super-resolved crops, see `Chain.pictures`."""
-        found: NDArray[np.uint8] = self._sessions["enhance"].run({"crops": lr})["picture"]
-        return found
 
     def close(self) -> None:
         """Close the sessions. A second call does nothing."""
@@ -162,18 +150,13 @@ class TensorRtChain:
         step = self._clips_a_pass(rows.shape[1])
         vectors = np.empty((len(rows), self._encode.outputs["embedding"].shape[1] or 0), np.float32)
         size = [n or 0 for n in self._enhance.outputs["picture"].shape[1:]]
-        shown = np.empty((len(lr), *size), np.uint8) if pictures else None
+        shown = np.zeros((len(lr), *size), np.uint8) if pictures else None
         enhance_ms = 0.0
         for low in range(0, len(rows), step):
             part = slice(low, low + step)
             vectors[part], pass_ms = self._pass(lr, hr, rows[part], platform[part], shown)
             enhance_ms += pass_ms
         return Chained(vectors, shown, enhance_ms)
-
-    def pictures(self, lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Super-resolved crops, see `Chain.pictures`."""
-        found: NDArray[np.uint8] = self._enhance.run({"crops": lr}, outputs=["picture"])["picture"]
-        return found
 
     def close(self) -> None:
         """Close the sessions and the stream. A second call does nothing."""

@@ -141,19 +141,6 @@ class Embedder:
         embed_ms = (perf_counter() - start) * 1e3 - enhance_ms
         return Embedded(vectors, tuple(shown), enhance_ms, embed_ms)
 
-    def enhanced_pictures(self, clip: Clip) -> NDArray[np.uint8]:
-        """The super-resolved crops of an LR clip, for people to look at: uint8 (T, 128, 64, 3) RGB.
-
-        Raises:
-            BackendError: the clip breaks the contract, or it is HR: those are never enhanced (A9).
-        """
-        _check_clip(0, clip)
-        if clip.hr:
-            raise BackendError(
-                "the clip is HR and HR crops are never super-resolved; show its crops as they are"
-            )
-        return self._chain.pictures(lr_batch(clip.crops))
-
     def _embed_pass(
         self, clips: Sequence[Clip], enhance: Sequence[bool], pictures: bool
     ) -> tuple[NDArray[np.float32], list[NDArray[np.uint8] | None], float]:
