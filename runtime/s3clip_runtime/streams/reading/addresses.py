@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from s3clip_runtime.errors import ConfigError, SourceError
 from s3clip_runtime.inference.spec import PLATFORMS
@@ -74,6 +74,21 @@ def pipeline_of(url: str) -> str:
     return url.removeprefix(_PIPELINE).strip()
 
 
+def with_encoded_login(url: str) -> str:
+    """The address with user and password percent-encoded where they are not, as FFmpeg needs them.
+
+    All up to the last `@` before a query counts as user and password, so `@`, `/` and `#` in them do no harm.
+    What looks encoded (`%40`) stays.
+    """
+    scheme, mark, rest = url.partition("://")
+    place, query = rest.partition("?")[::2]
+    login, at, host = place.rpartition("@")
+    if not mark or not at:
+        return url
+    user, colon, password = login.partition(":")
+    return f"{scheme}://{_encoded(user)}{colon}{_encoded(password)}@{host}{'?' if query else ''}{query}"
+
+
 def redact(url: str) -> str:
     """The address without user, password and query values; a path stays as it is.
 
@@ -121,6 +136,11 @@ def parse_source(text: str) -> SourceSpec:
 def refusal(spec: SourceSpec, rule_and_cure: str) -> SourceError:
     """One line that names the camera and its address without secrets."""
     return SourceError(f"source {spec.name} ({redact(spec.url)}): {rule_and_cure}")
+
+
+def _encoded(text: str) -> str:
+    pieces = re.split(r"(%[0-9A-Fa-f]{2})", text)
+    return "".join(piece if place % 2 else quote(piece, safe="") for place, piece in enumerate(pieces))
 
 
 def _secrets(url: str) -> set[str]:

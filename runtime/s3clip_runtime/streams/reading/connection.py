@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import av
 from av.container import InputContainer
 
-from s3clip_runtime.streams.reading.addresses import pipeline_of, scrub
+from s3clip_runtime.streams.reading.addresses import pipeline_of, scrub, with_encoded_login
 from s3clip_runtime.streams.reading.gstreamer import Pipeline, PipelineRefused
 from s3clip_runtime.streams.reading.hardware import accelerator, no_accelerator
 from s3clip_runtime.streams.reading.link import Link, Message, Task
@@ -70,7 +70,11 @@ def opened(task: Task) -> Iterator[InputContainer]:
         if task.url.lower().startswith("rtsp"):
             options["rtsp_transport"] = "tcp"
         with av.open(
-            task.url, options=options, timeout=timeout, metadata_errors="replace", hwaccel=hardware
+            with_encoded_login(task.url),
+            options=options,
+            timeout=timeout,
+            metadata_errors="replace",
+            hwaccel=hardware,
         ) as container:
             yield container
 

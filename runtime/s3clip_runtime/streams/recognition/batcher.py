@@ -180,8 +180,7 @@ class Batcher:
             return "off"
         if look.live and not self.budget.on:
             return "budget"
-        heights = [crop.shape[0] for crop in look.clip.crops]
-        return "used" if self._enhances(float(np.median(heights))) else "switch"
+        return "used" if self._enhances(look.clip.height_px) else "switch"
 
     def _tell_unembedded(self, batch: Sequence[Waiting]) -> None:
         for one in batch:
