@@ -8,37 +8,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from made_sightings import sightings, text
 from PIL import Image
-from test_events import EMBEDDING, tracklet
 
 from s3clip_runtime.errors import SinkError
-from s3clip_runtime.streams.events import EndedTracklet, EventMaker, Sighting
 from s3clip_runtime.streams.outputs.contact_sheet import write_png
 from s3clip_runtime.streams.outputs.drawing import Label, SheetRow, contact_sheet, draw_labels
 from s3clip_runtime.streams.outputs.json_lines import JsonLines
 from s3clip_runtime.streams.outputs.video import AnnotatedVideo
-
-
-def sightings(count: int) -> list[Sighting]:
-    maker = EventMaker("run", "tiny", "ab" * 32, None, with_embedding=False)
-    ended = EndedTracklet(tracklet(), live=False, final=True)
-    clip = ended.tracklet.clip()
-    events = [maker.make(ended, clip.hr, EMBEDDING, None, now_unix_s=0) for _ in range(count)]
-    # Different lengths, so that the place where the disk is full differs from line to line.
-    return [
-        Sighting(replace(event, camera="c" * (i % 7 + 1)), clip, EMBEDDING, ())
-        for i, event in enumerate(events)
-    ]
-
-
-def text(many: list[Sighting]) -> str:
-    return "".join(one.event.line() + "\n" for one in many)
 
 
 @contextmanager
@@ -145,7 +127,8 @@ def test_path_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_closed_pipe_is_one_error_and_no_traceback(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_sinks import JsonLines, sightings\n"
+        "from made_sightings import sightings\n"
+        "from s3clip_runtime.streams.outputs.json_lines import JsonLines\n"
         "from s3clip_runtime.errors import SinkError\n"
         "sink = JsonLines(None)\n"
         "for one in sightings(3): sink.sighting(one)\n"

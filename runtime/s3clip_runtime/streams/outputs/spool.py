@@ -97,8 +97,10 @@ class Spool:
         database = tender = None
         try:
             claim(self._claim, f"spool {self._path}")
-            database, tender = _connect(self._path), _connect(self._path)
+            database = _connect(self._path)
             _make_or_check(database, self._path)
+            tender = _connect(self._path)
+            tender.execute("SELECT count(*) FROM event").fetchone()  # only now it knows that there is a log
             counted = (
                 "SELECT count(*), coalesce(sum(length(payload)), 0), coalesce(max(number), 0) FROM event"
             )
