@@ -164,6 +164,7 @@ def test_what_waits_is_written_without_a_new_event(tmp_path: Path) -> None:
         assert sink.status().error == ""
 
 
+@pytest.mark.slow
 def test_many_lines_wait_and_what_is_refused_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +208,7 @@ def test_syncs_as_told(
     assert synced.count("events.jsonl") == after_closing
 
 
+@pytest.mark.slow
 def test_syncs_every_second_and_rotated_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = record_syncs(monkeypatch)
     many = sightings(2)

@@ -116,7 +116,8 @@ def test_publishes_events_and_that_it_is_there(broker: RealBroker, tmp_path: Pat
     assert (sink.status().waiting, sink.status().lost, sink.status().error) == (0, 0, "")
     assert sink.status().name == f"mqtt 127.0.0.1:{broker.port}"
     late = Listener(broker.port, "s3clip/status")
-    wait_for(lambda: late.states() == ["online"])  # retained
+    wait_for(late.states)  # retained; this broker may send it twice
+    assert set(late.states()) == {"online"}
     late.close()
     sink.close()
     wait_for(lambda: listener.states() == ["online", "offline"])
@@ -197,6 +198,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_of_ours_leaves_a_last_will_and_loses_nothing(broker: RealBroker, tmp_path: Path) -> None:
     listener = Listener(broker.port)
     told, spool = tmp_path / "told", tmp_path / "mqtt.sqlite"
@@ -220,6 +222,7 @@ def test_kill_9_of_ours_leaves_a_last_will_and_loses_nothing(broker: RealBroker,
     listener.close()
 
 
+@pytest.mark.slow
 def test_frozen_broker_is_noticed(broker: RealBroker, tmp_path: Path) -> None:
     many = sightings(8)
     sink = MqttSink(replace(options(broker.port, tmp_path), timeout_s=1))
@@ -233,6 +236,7 @@ def test_frozen_broker_is_noticed(broker: RealBroker, tmp_path: Path) -> None:
     sink.close()
 
 
+@pytest.mark.slow
 def test_wrong_password_is_told_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     passwords = tmp_path / "passwords"
     passwords.write_text(f"ann:{_hashed('right-secret')}\n")
@@ -260,6 +264,7 @@ def _hashed(password: str) -> str:
     return PasswordHasher().hash(password)
 
 
+@pytest.mark.slow
 def test_tls_checks_the_certificate(tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=broker -addext"
