@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +22,7 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 from s3clip_runtime.errors import ConfigError, SinkError
-from s3clip_runtime.streams.outputs.mqtt import MqttOptions, MqttSink, filled_topic
+from s3clip_runtime.streams.outputs.mqtt import MqttOptions, MqttSink, _Broker, filled_topic
 
 _CODE = """
 import asyncio, json, logging, sys
@@ -259,9 +262,9 @@ def test_wrong_password_is_told_without_it(tmp_path: Path, caplog: pytest.LogCap
 
 
 def _hashed(password: str) -> str:
-    from argon2 import PasswordHasher
+    from pwdlib.hashers.argon2 import Argon2Hasher  # what the broker itself uses
 
-    return PasswordHasher().hash(password)
+    return Argon2Hasher().hash(password)
 
 
 @pytest.mark.slow
@@ -306,6 +309,24 @@ def test_spool_in_use(tmp_path: Path) -> None:
     with pytest.raises(SinkError, match="in use"):
         MqttSink(options(1, tmp_path))
     sink.close()
+
+
+@pytest.mark.slow
+def test_connections_leave_nothing_behind(broker: RealBroker, tmp_path: Path) -> None:
+    missing = RealBroker()
+    missing.kill()
+    gc.collect()
+    gc.disable()  # what is left would wait for the collector
+    try:
+        before = len(os.listdir("/proc/self/fd")), threading.active_count()
+        for port in (broker.port, missing.port):
+            carrier = _Broker(options(port, tmp_path))
+            for _ in range(15):
+                assert (carrier.ready() is None) == (port == broker.port)
+                carrier.close()
+        assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    finally:
+        gc.enable()
 
 
 def test_topic_is_filled_from_values_only_once() -> None:

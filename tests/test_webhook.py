@@ -108,7 +108,7 @@ def test_refused_events_are_counted_and_the_next_goes(
     hook: Hook, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     many = sightings(4)
-    hook.answers.extend([(204, {}), (400, {}), (404, {}), (200, {})])
+    hook.answers.extend([(204, {}), (400, {}), (200, {}), (404, {})])
     sink = Webhook(options(hook.port, tmp_path))
     for one in many:
         sink.sighting(one)
@@ -116,6 +116,7 @@ def test_refused_events_are_counted_and_the_next_goes(
     sink.close()
     assert hook.ids() == ids(many)  # each once
     assert (sink.status().delivered, sink.status().lost) == (2, 2)
+    assert sink.status().error == "events are refused: answered 404 Not Found"
     assert f"{ids(many)[1]} was refused: answered 400 Bad Request" in caplog.text
 
 

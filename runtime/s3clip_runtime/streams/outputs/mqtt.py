@@ -108,13 +108,11 @@ class _Broker:
         self._drop()
         if reason:
             return Failed(str(reason))
-        connection = None
+        connection = _Connection(self._options, self._client_id)
         try:
-            connection = _Connection(self._options, self._client_id)
-            connection.greet()
+            connection.open()
         except (OSError, ValueError, _Lost) as error:
-            if connection is not None:
-                connection.drop()
+            connection.drop()
             return Failed(str(error) if isinstance(error, _Lost) else fault(error))
         self._connection = connection
         return None
@@ -145,7 +143,7 @@ class _Lost(Exception):
 
 
 class _Connection:
-    """One connection to the broker, from CONNECT until it is lost; a new one has a new client of paho.
+    """One connection to the broker, until it is lost; the next one has a new client of paho.
 
     A client that reconnects by itself would send what it still holds again, behind the spool's back.
     """
@@ -155,26 +153,31 @@ class _Connection:
         from paho.mqtt.enums import CallbackAPIVersion
 
         self.lost: str | None = None
-        self._status_topic = options.status_topic
+        self._options = options
         self._timeout_s = options.timeout_s
         self._answers: queue.SimpleQueue[int] = queue.SimpleQueue()  # packet ids; 0 for CONNACK, -1 for lost
         self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, reconnect_on_failure=False)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish
-        if options.user is not None:
-            self._client.username_pw_set(options.user, options.password)
-        if options.tls:
-            self._client.tls_set_context(ssl.create_default_context(cafile=options.ca_file))
-        self._client.will_set(options.status_topic, "offline", qos=1, retain=True)
-        self._client.connect_timeout = options.timeout_s / 2
-        self._client.connect(options.host, options.port, keepalive=_KEEPALIVE_S)
 
-    def greet(self) -> None:
-        """Wait for the broker's answer and say that we are online. Raises _Lost."""
-        self._client.loop_start()
+    def open(self) -> None:
+        """Connect, wait for the broker's answer, and say that we are online.
+
+        Raises:
+            _Lost, OSError, ValueError: it failed.
+        """
+        options, client = self._options, self._client
+        if options.user is not None:
+            client.username_pw_set(options.user, options.password)
+        if options.tls:
+            client.tls_set_context(ssl.create_default_context(cafile=options.ca_file))
+        client.will_set(options.status_topic, "offline", qos=1, retain=True)
+        client.connect_timeout = options.timeout_s / 2
+        client.connect(options.host, options.port, keepalive=_KEEPALIVE_S)
+        client.loop_start()
         self._await(0)
-        self.publish(self._status_topic, b"online", retain=True)
+        self.publish(options.status_topic, b"online", retain=True)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Publish and wait until the broker has it. Raises _Lost."""
@@ -184,15 +187,16 @@ class _Connection:
         """Do what the last will would do; a clean end takes it back."""
         self._timeout_s = min(self._timeout_s, _GOODBYE_S)
         try:
-            self.publish(self._status_topic, b"offline", retain=True)
+            self.publish(self._options.status_topic, b"offline", retain=True)
         except (OSError, ValueError, _Lost) as error:
             _log.debug("offline was not published: %s", error)
 
     def drop(self) -> None:
         """End it and paho's thread."""
-        self._client.on_disconnect = None
         self._client.disconnect()
         self._client.loop_stop()
+        # Without the circle its sockets go now, not when the collector comes by.
+        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
 
     def _await(self, answer: int) -> None:
         try:

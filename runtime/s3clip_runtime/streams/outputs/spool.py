@@ -161,7 +161,9 @@ class Spool:
                 except sqlite3.Error as error:
                     self._fail(error)
                     return None
-                return None if row is None else Spooled(*row)
+                if row is not None:
+                    return Spooled(*row)
+                self._rows = self._row_bytes = 0  # somebody else emptied the file
             return self._memory[0] if self._memory else None
 
     def acknowledge(self, item: Spooled) -> bool:
