@@ -64,6 +64,7 @@ def test_a_gap_left_by_a_crash_while_rotating_deletes_nothing(tmp_path: Path) ->
     assert in_order(path) == '".3"\n".2"\n' + text(many)
 
 
+@pytest.mark.slow
 def test_reader_that_follows_the_name_misses_nothing(tmp_path: Path) -> None:
     path, seen = tmp_path / "events.jsonl", tmp_path / "seen"
     path.touch()

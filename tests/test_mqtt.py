@@ -164,6 +164,7 @@ def ordered_once(found: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+@pytest.mark.slow
 def test_broker_absent_at_start_then_a_restart_of_ours(tmp_path: Path) -> None:
     broker = RealBroker()
     broker.kill()
@@ -334,6 +335,7 @@ def test_topic_is_filled_from_values_only_once() -> None:
     assert filled_topic("x/{camera}/{decision}", event) == "x/_look_/a_b"
 
 
+@pytest.mark.slow
 def test_without_paho_the_extra_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['paho'] = None\n"
