@@ -18,7 +18,7 @@ BLACK_MEAN, BLACK_SPREAD = 16.0, 6.0
 """A picture whose mean and standard deviation are below shows nothing: covered lens, no light, no signal."""
 
 FILLED = 0.03
-"""Share of filler that makes a picture faulty: one row of macroblocks of 576 lines. The most that 795 frames
+"""Share of filler, above that of the last key frame, that makes a picture faulty: one row of macroblocks of 576 lines. The most that 795 frames
 of a real car park showed is 0.0012."""
 
 FILLED_CORRUPT = 0.01
@@ -52,14 +52,19 @@ class PictureHealth:
         self._grid: Picture | None = None
         self._whole: Picture | None = None  # held only while the grid stands still
         self._since_s = 0.0
+        self._usual_share = 0.0
 
-    def update(self, image: Picture, now_s: float, *, corrupt: bool = False) -> tuple[PictureFault, ...]:
+    def update(
+        self, image: Picture, now_s: float, *, corrupt: bool = False, key: bool = False
+    ) -> tuple[PictureFault, ...]:
         """The faults of the camera after this picture; 0.3 ms for 768x576.
 
         Args:
             image: uint8 (h, w, 3) RGB; not kept. Sizes may change.
             now_s: seconds of any clock that rises.
             corrupt: the decoder has flagged the picture as damaged.
+            key: it is a key frame, which needs no other picture: the share of filler in it belongs to the
+                scene (a grey wall, a camera's black and white night mode) and is no fault.
         """
         grid = np.ascontiguousarray(image[::GRID, ::GRID])
         faults: list[PictureFault] = []
@@ -68,9 +73,14 @@ class PictureHealth:
         mean, spread = cv2.meanStdDev(grid)
         if mean.max() < BLACK_MEAN and spread.max() < BLACK_SPREAD:
             faults.append("black")
-        elif filled_share(grid) >= (FILLED_CORRUPT if corrupt else FILLED):
+        elif self._is_filled(filled_share(grid), corrupt, key):
             faults.append("grey")
         return tuple(faults)
+
+    def _is_filled(self, share: float, corrupt: bool, key: bool) -> bool:
+        if key and not corrupt:
+            self._usual_share = share
+        return share - self._usual_share >= (FILLED_CORRUPT if corrupt else FILLED)
 
     def _stands_since(self, grid: Picture, image: Picture, now_s: float) -> float:
         """Since when no pixel has changed. The whole picture is compared where the grid stands still."""
