@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,9 @@ def _key_path(tree: object, location: Sequence[str | int]) -> str:
         if isinstance(tree, list) and isinstance(part, int) and part < len(tree):
             tree = tree[part]
             name = tree.get("name") if isinstance(tree, dict) else None
-            text += f"[{name}]" if isinstance(name, str) and name else f"[number {part + 1}]"
+            # A name with other characters is a fault itself, perhaps an address with its password: not shown.
+            plain = isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)
+            text += f"[{name}]" if plain else f"[number {part + 1}]"
         else:
             tree = tree.get(part) if isinstance(tree, dict) else None
             text += f".{part}" if text else str(part)
