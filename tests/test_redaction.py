@@ -188,11 +188,12 @@ def test_ffmpeg_itself_prints_nothing() -> None:
 def test_every_spelling_of_every_password(password: str) -> None:
     url = f"rtsp://user:{password}@10.0.0.5/x"
     redactor = Redactor(secret_parts(url))
-    for form in {*spellings(password), url, quote(url), repr(url), json.dumps({"url": url, "n": 1})}:
+    addresses = {url, quote(url), repr(url), json.dumps({"url": url, "n": 1})}
+    for form in {*spellings(password), *addresses} - {"***"}:
         for text in (f"a {form} b", f"a\n{form}", f"<{form}>", f"'{form}',"):
             shown = redactor(text)
-            assert password == "***" or password not in shown, shown
-            assert quote(password, safe="") not in shown.replace("***", ""), shown
+            assert form not in shown
+            assert password not in shown.replace("***", "")
 
 
 def test_short_secrets_are_hidden_where_they_stand_alone() -> None:

@@ -91,6 +91,15 @@ def test_handlers_are_put_back_and_no_thread_stays() -> None:
     assert "signals" not in [thread.name for thread in threading.enumerate()]
 
 
+def test_a_reload_after_the_stop_is_not_asked_for() -> None:
+    reload = threading.Event()
+    with stop_on_signals("nothing", reload) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(5)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not reload.wait(0.1)
+
+
 STORM = """
 import signal, sys, threading, time
 from s3clip_runtime.cli.signals import stop_on_signals

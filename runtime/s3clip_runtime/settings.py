@@ -79,14 +79,14 @@ def validated(
 
 
 def _problem(model: type[BaseModel], tree: Mapping[str, Any], item: dict[str, Any], shown: Shown) -> str:
-    where = _key_path(tree, item["loc"])
+    where = f"{_key_path(tree, item['loc'])}: " if item["loc"] else ""
     key = str(item["loc"][-1]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
         near = _nearest(model, item["loc"])
-        return f"{where}: unknown key" + (f"; did you mean {near}?" if near else "")
+        return f"{where}unknown key" + (f"; did you mean {near}?" if near else "")
     message = str(item["msg"]).removeprefix("Value error, ")
     value = None if isinstance(item["input"], dict) else shown(key, item["input"])
-    return f"{where}: {message}" + ("" if value is None else f", got {value}")
+    return f"{where}{message}" + ("" if value is None else f", got {value}")
 
 
 def _key_path(tree: object, location: Sequence[str | int]) -> str:
@@ -102,7 +102,7 @@ def _key_path(tree: object, location: Sequence[str | int]) -> str:
         else:
             tree = tree.get(part) if isinstance(tree, dict) else None
             text += f".{part}" if text else str(part)
-    return text or "the whole file"
+    return text
 
 
 def _nearest(model: type[BaseModel], location: Sequence[str | int]) -> str | None:
