@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.tracking draw VIDEO --detector background --out FOLDER
 
 The videos are the demo's, and longer drawn ones; "panned" is a window that sweeps and shakes over the same
-video, as a drone's camera does. Detections are the truth, the truth with errors, and the background detector's.
-HOTA, IDF1, MOTA and id switches are those of `trackers.eval`; boxes match from an IoU of 0.5.
+video, as a drone's camera does. Detections are the truth, the truth with errors, and the background
+detector's. HOTA, IDF1, MOTA and id switches are those of `trackers.eval`; boxes match from an IoU of 0.5.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -94,7 +94,7 @@ class GreedyTracker:
         return [Observation(t, detections.boxes[c], float(detections.scores[c])) for c, t in given.items()]
 
 
-TRACKERS = {
+TRACKERS: dict[str, Callable[[], Tracker]] = {
     "greedy IoU": GreedyTracker,
     "ByteTrack": lambda: CameraTracker("bytetrack"),
     "BoT-SORT": lambda: CameraTracker("botsort"),
@@ -161,12 +161,12 @@ def faulty_detections(film: Film) -> list[Detections]:
         height, width = frame.image.shape[:2]
         seen = truth[rng.random(len(truth)) >= MISSED]
         sides = np.tile(seen[:, 2:] - seen[:, :2], 2)
-        seen = seen + sides * rng.normal(0, JITTER, seen.shape)
+        moved = seen + sides * rng.normal(0, JITTER, seen.shape)
         tall = rng.uniform(0.05, 0.3, (rng.poisson(FALSE_ALARMS), 1)) * height
         corner = rng.uniform(0, (width, height), (len(tall), 2))
         wrong = np.concatenate([corner, corner + tall * np.array([0.4, 1])], axis=1)
         scores = np.concatenate([rng.uniform(0.3, 1, len(seen)), rng.uniform(0.25, 0.6, len(wrong))])
-        boxes = np.concatenate([seen, wrong]).astype(np.float32)
+        boxes = np.concatenate([moved, wrong]).astype(np.float32)
         found.append(clipped(boxes, scores.astype(np.float32), (height, width)))
     return found
 
@@ -238,7 +238,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--seconds", default=60.0, show_default=True, help="Length of the drawn videos.")
+@click.option("--seconds", default=40.0, show_default=True, help="Of the drawn videos, 12 persons each.")
 def scores(seconds: float) -> None:
     """Print the table."""
     print(f"{cpu_name()}; OpenCV with 1 thread; shares in %, ms a frame")
