@@ -98,14 +98,15 @@ def test_every_number_of_the_run_is_there() -> None:
 def test_no_field_of_the_status_was_forgotten() -> None:
     """A new number of the status must get its metric, or be named here with the reason."""
     told = {
-        RunStatus: "run_id bundle device started_unix_s cameras queue queue_limit shed enhancing latency_ms outputs "
-        "identities",
+        RunStatus: "run_id bundle device started_unix_s cameras queue queue_limit shed enhancing latency_ms "
+        "outputs identities",
         CameraStatus: "name source frames tracks_open tracklets too_short events shed error",
         SourceStatus: "state since_unix_s fps lag_s clock_skew_s received drops reconnects restarts faults",
         OutputStatus: "name delivered waiting lost error",
         Quantiles: "p50 p95 p99 count",
     }
-    words = {  # text that changes would make a new series each time; platform, kind and size are no measurements
+    # Text that changes would make a new series each time; platform, kind and size are no measurements.
+    words = {
         RunStatus: "enhance_reason",
         CameraStatus: "platform live",
         SourceStatus: "reason clock size",
