@@ -345,10 +345,10 @@ def test_wide_frames_are_reduced_and_boxes_with_them() -> None:
     shot = board.shot("gate")
     assert shot is not None
     seen = decoded(shot.jpeg)
-    assert seen.shape == (720, FRAME_WIDTH, 3)
-    changed = np.flatnonzero(far(seen, plain(720, FRAME_WIDTH))[400] > 40)
-    assert abs(changed[0] - 500) <= 2
-    assert abs(changed[-1] - 700) <= 2
+    assert seen.shape == (540, FRAME_WIDTH, 3)
+    changed = np.flatnonzero(far(seen, plain(540, FRAME_WIDTH))[300] > 40)
+    assert abs(changed[0] - 375) <= 2
+    assert abs(changed[-1] - 525) <= 2
 
 
 def test_a_name_that_is_known_stands_on_the_box() -> None:
@@ -411,6 +411,9 @@ def test_a_later_look_replaces_the_earlier_one_and_the_oldest_goes() -> None:
 def test_kept_crops_are_small_copies() -> None:
     large = np.random.default_rng(0).integers(0, 255, (900, 400, 3)).astype(np.uint8)
     assert thumbnail(large).shape == (128, 64, 3)
+    left_red = np.zeros((800, 350, 3), np.uint8)
+    left_red[:, :175, 0] = 200
+    assert thumbnail(left_red)[64, [10, 54]].tolist() == [[200, 0, 0], [0, 0, 0]]
     small = plain(30, 100)
     assert thumbnail(small).shape == (30, 64, 3)
     exact = plain(100, 50)
