@@ -26,8 +26,9 @@ class ReadOptions:
     folder_fps: float = 10.0
 
 
-STALE_S = 3.0
-"""A connected stream without a frame for so long is STALE."""
+STALE_S = 2.0
+"""A connected stream without a picture for so long is STALE. Shorter than `read_timeout_s`, after which it is
+DOWN."""
 
 TICK_S = 0.15
 """How often the parent looks at a child when nothing happens."""
