@@ -146,6 +146,26 @@ def test_one_pixel_off_the_grid_that_changes_is_no_freeze(car_park: list[Picture
     assert set(faults_of(pictures)) == {()}
 
 
+@pytest.mark.parametrize("crf", [23, 45])
+@pytest.mark.parametrize("level", [128, 130, 133])
+def test_a_grey_wall_is_a_wall(level: int, crf: int) -> None:
+    """Also when it is encoded so coarsely that it is flat, and its edge is like a smear."""
+    rng = np.random.default_rng(0)
+    wall = np.clip(level + rng.normal(0, 2, (40, 144, 192, 3)), 0, 255).astype(np.uint8)
+    wall[:, 40:80, 30:50] = 20
+    wall[:, :, 100:, 0] //= 2
+    pictures = [picture for _, picture, _ in decode(encode(list(wall), "libx264", crf=crf), "libx264")]
+    assert "grey" not in itertools.chain(*faults_of(pictures))
+
+
+def test_grey_is_believed_for_two_seconds_after_a_flag(car_park: list[Picture]) -> None:
+    hurt = car_park[10].copy()
+    hurt[150:] = 130
+    health = PictureHealth()
+    seen = [health.update(hurt, index / 8, corrupt=index == 8) for index in range(30)]
+    assert [index for index, faults in enumerate(seen) if "grey" in faults] == list(range(8, 24))
+
+
 def test_sensor_noise_is_no_freeze(car_park: list[Picture]) -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 2, (80, 128, 128, 3))
