@@ -18,7 +18,8 @@ import click
 import numpy as np
 
 from benchmarks.machine import cpu_name
-from s3clip_runtime.streams.detection.choose import Choice, Detectors, open_detectors
+from s3clip_runtime.streams.detection.choose import Choice, open_detectors
+from s3clip_runtime.streams.detection.detector import Detector
 from s3clip_runtime.streams.detection.mot import MotDetector
 from s3clip_runtime.streams.frames import Detections, Frame
 

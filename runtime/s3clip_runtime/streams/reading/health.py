@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +20,21 @@ BLACK_MEAN, BLACK_SPREAD = 16.0, 6.0
 """A picture whose mean and standard deviation are below shows nothing: covered lens, no light, no signal."""
 
 FILLED = 0.03
-"""Share of filler, above that of the last key frame, that makes a picture faulty: one row of macroblocks of 576 lines. The most that 795 frames
+"""Share of filler that makes a picture faulty: one row of macroblocks of 576 lines. The most that 795 frames
 of a real car park showed is 0.0012."""
 
-FILLED_CORRUPT = 0.01
-"""The same where the decoder has flagged the picture as damaged."""
+DOUBT_S = 2.0
+"""So long after a picture that the decoder flagged, grey and smear are taken for filler. Without a flag they
+are the scene: walls are grey, and fences look like a smear."""
 
 GRID = 8
 """Every so many-th pixel of every so many-th row is looked at."""
 
-_FILLERS = (((126, 126, 126), (134, 134, 134)), ((0, 131, 0), (4, 139, 4)))
-"""What FFmpeg paints where data is missing, as RGB bounds: YUV 128 (H.264 without a reference) and YUV 0
-(H.265)."""
+_GREY = ((129, 129, 129), (131, 131, 131))
+"""What FFmpeg paints where data is missing (H.264 without a reference): YUV 128, as RGB bounds."""
+
+_GREEN = ((0, 133, 0), (2, 137, 2))
+"""The same for H.265, whose decoder flags nothing: YUV 0, which no scene shows."""
 
 _SMEAR_STEP, _SMEAR_SPREAD, _SMEAR_WIDTH = 2, 24, 0.9
 """Or it draws the last good row down (H.264): rows that equal the one above to 2 levels in 90 % of their
@@ -52,19 +57,15 @@ class PictureHealth:
         self._grid: Picture | None = None
         self._whole: Picture | None = None  # held only while the grid stands still
         self._since_s = 0.0
-        self._usual_share = 0.0
+        self._doubted_until_s = -math.inf
 
-    def update(
-        self, image: Picture, now_s: float, *, corrupt: bool = False, key: bool = False
-    ) -> tuple[PictureFault, ...]:
+    def update(self, image: Picture, now_s: float, *, corrupt: bool = False) -> tuple[PictureFault, ...]:
         """The faults of the camera after this picture; 0.3 ms for 768x576.
 
         Args:
             image: uint8 (h, w, 3) RGB; not kept. Sizes may change.
             now_s: seconds of any clock that rises.
             corrupt: the decoder has flagged the picture as damaged.
-            key: it is a key frame, which needs no other picture: the share of filler in it belongs to the
-                scene (a grey wall, a camera's black and white night mode) and is no fault.
         """
         grid = np.ascontiguousarray(image[::GRID, ::GRID])
         faults: list[PictureFault] = []
@@ -73,14 +74,20 @@ class PictureHealth:
         mean, spread = cv2.meanStdDev(grid)
         if mean.max() < BLACK_MEAN and spread.max() < BLACK_SPREAD:
             faults.append("black")
-        elif self._is_filled(filled_share(grid), corrupt, key):
+        elif self._filled_share(grid, now_s, corrupt) >= FILLED:
             faults.append("grey")
         return tuple(faults)
 
-    def _is_filled(self, share: float, corrupt: bool, key: bool) -> bool:
-        if key and not corrupt:
-            self._usual_share = share
-        return share - self._usual_share >= (FILLED_CORRUPT if corrupt else FILLED)
+    def _filled_share(self, grid: Picture, now_s: float, corrupt: bool) -> float:
+        """Share of the picture that the decoder has filled for want of data."""
+        if corrupt:
+            self._doubted_until_s = now_s + DOUBT_S
+        if min(grid.shape[:2]) < 2:
+            return 0.0
+        share = _flat_share(grid, _GREEN)
+        if now_s < self._doubted_until_s:
+            share += _flat_share(grid, _GREY) + _smeared_share(grid)
+        return share
 
     def _stands_since(self, grid: Picture, image: Picture, now_s: float) -> float:
         """Since when no pixel has changed. The whole picture is compared where the grid stands still."""
@@ -92,17 +99,16 @@ class PictureHealth:
         return self._since_s
 
 
-def filled_share(grid: Picture) -> float:
-    """Share in [0, 1] of a picture, thinned by `GRID`, that a decoder has filled for want of data."""
-    if min(grid.shape[:2]) < 2:
-        return 0.0
-    share = 0.0
-    for low, high in _FILLERS:
-        near = np.asarray(cv2.inRange(grid, low, high), np.uint8)
-        flat = near[1:, 1:] & near[1:, :-1] & near[:-1, 1:]  # a lone pixel of that colour is a coincidence
-        share += cv2.countNonZero(flat) / flat.size
+def _flat_share(grid: Picture, bounds: tuple[tuple[int, int, int], tuple[int, int, int]]) -> float:
+    """Share of points whose colour, and that of their neighbours, is within the bounds."""
+    near = np.asarray(cv2.inRange(grid, *bounds), np.uint8)
+    flat = near[1:, 1:] & near[1:, :-1] & near[:-1, 1:]  # a lone point of that colour is a coincidence
+    return cv2.countNonZero(flat) / flat.size
+
+
+def _smeared_share(grid: Picture) -> float:
+    """Share of rows that repeat the row above."""
     alike = cv2.inRange(cv2.absdiff(grid[1:], grid[:-1]), (0, 0, 0), (_SMEAR_STEP,) * 3)
     green = grid[1:, :, 1]
     varied = green.max(axis=1).astype(np.int16) - green.min(axis=1) >= _SMEAR_SPREAD
-    smeared = varied & (alike.mean(axis=1) >= 255 * _SMEAR_WIDTH)
-    return share + float(smeared.mean())
+    return float((varied & (alike.mean(axis=1) >= 255 * _SMEAR_WIDTH)).mean())
