@@ -11,11 +11,11 @@ detector's. HOTA, IDF1, MOTA and id switches are those of `trackers.eval`; boxes
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -34,7 +34,8 @@ from s3clip_runtime.streams.detection.detector import Detector
 from s3clip_runtime.streams.detection.network import NetworkDetector
 from s3clip_runtime.streams.frames import Detections, Frame, Observation
 from s3clip_runtime.streams.outputs.drawing import Label, draw_labels
-from s3clip_runtime.streams.reading.sources import SourceSpec, open_source
+from s3clip_runtime.streams.outputs.stored_pictures import stored_pictures
+from s3clip_runtime.streams.reading.sources import SourceSpec
 from s3clip_runtime.streams.tracking.tracker import ACTIVATION_SCORE, LOST_S, MIN_IOU, CameraTracker
 
 DEMO = Path(__file__).parents[1] / "runtime" / "s3clip_runtime" / "demo"
@@ -112,11 +113,9 @@ def ious(one: Boxes, other: Boxes) -> NDArray[np.float64]:
 
 def read_frames(video: Path, count: int | None = None) -> Iterator[Frame]:
     """The first `count` frames of a video, or all."""
-    with open_source(SourceSpec("video", str(video), "ground"), stop=threading.Event()) as source:
-        for frame in source.frames():
-            if count is not None and frame.index >= count:
-                return
-            yield frame
+    pictures = stored_pictures(SourceSpec("video", str(video), "ground"))
+    for index, (image, fps) in enumerate(islice(pictures, count)):
+        yield Frame("video", index, index / fps, image)
 
 
 def read_film(name: str, video: Path) -> Film:

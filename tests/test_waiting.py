@@ -94,7 +94,12 @@ def test_a_lone_look_waits_no_longer_than_the_window() -> None:
 
 def test_a_full_batch_does_not_wait() -> None:
     queue = WaitingLooks()
-    threading.Timer(0.05, lambda: [queue.put(of("a", track)) for track in range(8)]).start()
+
+    def fill() -> None:
+        for track in range(8):
+            queue.put(of("a", track))
+
+    threading.Timer(0.05, fill).start()
     began_s = time.monotonic()
     while not (batch := queue.take(8, 5.0)):
         assert time.monotonic() - began_s < 5
