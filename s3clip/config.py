@@ -5,23 +5,16 @@ Defaults are the paper's values; where the paper is silent the comment names the
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.spec import CLIP_LENGTH, PATCH_SIZE
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+from s3clip_runtime.settings import Section, read_toml, validated
 
 DataKind = Literal["folder", "csv", "detreidx", "g2a_vreid", "mars", "ag_vpreid", "ilids_vid"]
 """A published data set, or one's own recordings in folders or a CSV file."""
@@ -237,12 +230,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: missing file, bad TOML, unknown key (the nearest known one is named) or bad value.
     """
-    try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"config {path}: no such file; see configs/ for examples") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path}: not valid TOML ({error})") from None
+    tree = read_toml(path, "config")
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree, str(path))
@@ -254,11 +242,7 @@ def parse_config(tree: dict[str, Any], origin: str) -> TrainConfig:
     Raises:
         ConfigError: as in `load_config`.
     """
-    try:
-        return TrainConfig.model_validate(tree)
-    except ValidationError as error:
-        problems = "; ".join(_problem(cast(dict[str, Any], item)) for item in error.errors())
-        raise ConfigError(f"config {origin}: {problems}") from None
+    return validated(TrainConfig, tree, f"config {origin}")
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -275,19 +259,3 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {override!r}: {part} is a value, not a section")
     tree[parts[-1]] = value
-
-
-def _problem(item: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg']}, got {item['input']!r}"
-    near = difflib.get_close_matches(str(item["loc"][-1]), _known_keys(), n=1)
-    return f"{where}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _known_keys() -> list[str]:
-    keys = list(TrainConfig.model_fields)
-    for field in TrainConfig.model_fields.values():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += list(field.annotation.model_fields)
-    return keys + list(SyntheticSettings.model_fields)

@@ -14,6 +14,7 @@ import enum
 import functools
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,6 +50,7 @@ class Error(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
+    cudaErrorNotReady = 600
     cudaErrorLaunchFailure = 719
     cudaErrorStreamCaptureUnsupported = 900
     cudaErrorStreamCaptureInvalidated = 901
@@ -99,6 +101,14 @@ class FakeGraph(Handle):
         self.work = work
 
 
+class FakeEvent(Handle):
+    """Takes the host's time when its stream reaches it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached_s: float | None = None
+
+
 class FakeGpu:
     """The state of the GPU, and what tests ask of it.
 
@@ -120,6 +130,7 @@ class FakeGpu:
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, FakeStream] = {}
         self.graphs: set[int] = set()
+        self.events: set[int] = set()
 
     def alive(self) -> dict[str, int]:
         """What is allocated and not yet given back."""
@@ -128,6 +139,7 @@ class FakeGpu:
             "pinned": self.pinned,
             "streams": self.streams,
             "graphs": self.graphs,
+            "events": self.events,
         }
         return {name: len(kind) for name, kind in kinds.items() if kind}
 
@@ -215,6 +227,29 @@ class Runtime:
             return (Error.cudaErrorStreamCaptureUnsupported,)
         while stream.queue:
             stream.queue.pop(0)()
+        return (Error.cudaSuccess,)
+
+    def cudaEventCreate(self) -> tuple[Error, FakeEvent]:
+        event = FakeEvent()
+        self._gpu.events.add(int(event))
+        return Error.cudaSuccess, event
+
+    def cudaEventRecord(self, event: FakeEvent, stream: FakeStream) -> tuple[Error]:
+        event.reached_s = None
+
+        def reach() -> None:
+            event.reached_s = time.perf_counter()
+
+        stream.enqueue(reach)
+        return (Error.cudaSuccess,)
+
+    def cudaEventElapsedTime(self, start: FakeEvent, end: FakeEvent) -> tuple[Error, float | None]:
+        if start.reached_s is None or end.reached_s is None:
+            return Error.cudaErrorNotReady, None
+        return Error.cudaSuccess, (end.reached_s - start.reached_s) * 1e3
+
+    def cudaEventDestroy(self, event: FakeEvent) -> tuple[Error]:
+        self._gpu.events.remove(int(event))
         return (Error.cudaSuccess,)
 
     def cudaStreamBeginCapture(self, stream: FakeStream, mode: CaptureMode) -> tuple[Error]:

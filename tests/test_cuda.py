@@ -164,15 +164,20 @@ def round_trip() -> None:
         cuda.DeviceBuffer(16) as one,
         cuda.DeviceBuffer(16) as two,
         cuda.PinnedArray((2, 2), np.dtype(np.float32)) as host,
+        cuda.Event() as begin,
+        cuda.Event() as end,
     ):
         host.array[...] = [[1, 2], [3, 4]]
+        stream.mark(begin)
         stream.to_device(one, host.array)
+        stream.mark(end)
         stream.clear(two)
         with stream.capture(lambda: stream.on_device(two, 4, one, 8, 8)) as graph:
             stream.launch(graph)
             stream.to_host(host.array, two)
             stream.wait()
             np.testing.assert_array_equal(host.array, [[0, 3], [4, 0]])
+            assert begin.milliseconds_to(end) == -end.milliseconds_to(begin) > 0
 
 
 def test_round_trip(gpu: FakeGpu) -> None:
@@ -187,8 +192,23 @@ def test_the_error_of_every_call_surfaces(gpu: FakeGpu, name: str) -> None:
     with pytest.raises(BackendError, match=f"{name} failed: cudaErrorLaunchFailure, text of 719; check"):
         round_trip()
     assert gpu.calls["cudaGetLastError"] >= 1
-    freed = {"cudaFree": "device", "cudaFreeHost": "pinned", "cudaStreamDestroy": "streams"}
+    freed = {
+        "cudaFree": "device",
+        "cudaFreeHost": "pinned",
+        "cudaStreamDestroy": "streams",
+        "cudaEventDestroy": "events",
+    }
     assert gpu.alive().keys() <= {freed.get(name, "graphs" if "Graph" in name else "")}
+
+
+def test_a_mark_that_was_not_reached_has_no_time(gpu: FakeGpu) -> None:
+    with cuda.Stream() as stream, cuda.Event() as begin, cuda.Event() as end:
+        stream.mark(begin)
+        stream.mark(end)
+        with pytest.raises(BackendError, match="cudaEventElapsedTime failed: cudaErrorNotReady"):
+            begin.milliseconds_to(end)
+        stream.wait()
+        assert begin.milliseconds_to(end) >= 0
 
 
 def test_a_capture_that_fails_leaves_the_stream_usable(gpu: FakeGpu) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
@@ -66,8 +67,10 @@ def random_clip(rng: np.random.Generator, *, hr: bool) -> Clip:
     return Clip(crops, platform=int(rng.integers(2)), hr=hr)
 
 
-def by_hand(clip: Clip, added: int = 0) -> NDArray[np.float64]:
-    size, scale = (spec.FRAME_SIZE, HR_SCALE) if clip.hr else (spec.LR_SIZE, LR_SCALE)
+def by_hand(clip: Clip, added: int = 0, *, enhance: bool = True) -> NDArray[np.float64]:
+    """The embedding of a clip; `enhance` is about LR clips alone."""
+    enhanced = enhance and not clip.hr
+    size, scale = (spec.LR_SIZE, LR_SCALE) if enhanced else (spec.FRAME_SIZE, HR_SCALE)
     resized = np.stack([resize_bicubic(crop, size) for crop in clip.crops])
     return embedding_of(tokens_of(resized, scale) + added, clip.platform)
 
@@ -118,13 +121,51 @@ def test_identical_crops_are_enhanced_once(tmp_path: Path) -> None:
     np.testing.assert_allclose(together, truth, atol=2e-5)
 
 
-def test_enhanced_pictures(embedder: Embedder) -> None:
-    clip = random_clip(np.random.default_rng(4), hr=False)
-    pictures = embedder.enhanced_pictures(clip)
+def doubled(clip: Clip) -> NDArray[np.uint8]:
+    """What `enhance` shows of a clip."""
     small = np.stack([resize_bicubic(crop, spec.LR_SIZE) for crop in clip.crops])
-    np.testing.assert_array_equal(pictures, small.repeat(2, axis=1).repeat(2, axis=2))
-    with pytest.raises(BackendError, match="never super-resolved"):
-        embedder.enhanced_pictures(Clip(clip.crops, 0, hr=True))
+    return small.repeat(2, axis=1).repeat(2, axis=2)
+
+
+@pytest.mark.parametrize("count", [1, 5, 19])  # 19 clips take three passes
+def test_looks_are_enhanced_or_not_as_asked(embedder: Embedder, count: int) -> None:
+    rng = np.random.default_rng(count)
+    clips = [random_clip(rng, hr=bool(rng.integers(3) == 0)) for _ in range(count)]
+    enhance = [not clip.hr and bool(rng.integers(2)) for clip in clips]
+    clips.append(clips[-1])  # the same crops both ways
+    enhance.append(not clips[-1].hr and not enhance[-1])
+    for pictures in (True, False):
+        found = embedder.embed_looks(clips, enhance=enhance, pictures=pictures)
+        truth = [by_hand(clip, enhance=way) for clip, way in zip(clips, enhance, strict=True)]
+        np.testing.assert_allclose(found.vectors, truth, atol=2e-5)
+        for clip, way, shown in zip(clips, enhance, found.pictures, strict=True):
+            if way and pictures:
+                assert shown is not None
+                np.testing.assert_array_equal(shown, doubled(clip))
+            else:
+                assert shown is None
+
+
+def test_times_are_told_apart(embedder: Embedder) -> None:
+    rng = np.random.default_rng(8)
+    clips = [random_clip(rng, hr=False) for _ in range(3)]
+    start = perf_counter()
+    both = embedder.embed_looks(clips, enhance=[True, False, True])
+    wall_ms = (perf_counter() - start) * 1e3
+    assert 0 < both.enhance_ms < wall_ms
+    assert 0 < both.embed_ms < wall_ms - both.enhance_ms
+    without = embedder.embed_looks(clips, enhance=[False] * 3)
+    assert without.enhance_ms == 0.0 < without.embed_ms
+    nothing = embedder.embed_looks([], enhance=[], pictures=True)
+    assert (nothing.vectors.shape, nothing.pictures, nothing.enhance_ms) == ((0, DIM), (), 0.0)
+
+
+def test_hr_clips_are_never_enhanced(embedder: Embedder) -> None:
+    low, high = (random_clip(np.random.default_rng(9), hr=hr) for hr in (False, True))
+    with pytest.raises(BackendError, match="clip 1 is HR and HR crops are never super-resolved"):
+        embedder.embed_looks([low, high], enhance=[True, True])
+    with pytest.raises(BackendError, match="2 clips need as many decisions to enhance, got 1"):
+        embedder.embed_looks([low, high], enhance=[True])
 
 
 def test_bad_clips_are_refused(embedder: Embedder) -> None:

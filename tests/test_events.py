@@ -13,36 +13,49 @@ import pytest
 
 from s3clip_runtime.gallery.prototypes import Match
 from s3clip_runtime.gallery.store import Decision
+from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.streams.events import (
     SCHEMA,
-    EndedTracklet,
+    STEPS,
     EventMaker,
     SightingEvent,
     new_run_id,
     utc_text,
 )
-from s3clip_runtime.streams.tracking.tracklets import LiveTracklet
+from s3clip_runtime.streams.frames import Clock
+from s3clip_runtime.streams.looks import Chosen, CropQuality, Look, Reason, Stage, Tracklet
 
 PAGE = Path(__file__).parents[1] / "docs" / "events.md"
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| (.+) \|$", re.MULTILINE)
 EMBEDDING = np.array([0.6, 0.8], np.float32)
 
 
-def tracklet() -> LiveTracklet:
+LATENCY_MS = {step: float(2**i) for i, step in enumerate(STEPS)}
+
+
+def look(
+    stage: Stage = "final", reason: Reason = "gone", *, clock: Clock = "camera", hr: bool = False
+) -> Look:
     boxes = np.array([[0, 0, 10, 30], [5, 0, 15, 40], [10, 0, 20, 32.04]], np.float32)
     crops = tuple(np.zeros((int(box[3]), 10, 3), np.uint8) for box in boxes)
     times = np.array([1e9, 1e9 + 0.5, 1e9 + 2.25])
-    quality = np.ones(3, np.float32)
-    return LiveTracklet("gate", 1, 4, 1e9, 1e9 + 2.25, 7, crops, quality, times, boxes)
+    quality = CropQuality(value=0.25, size=0.5, sharp=0.75, score=1.0, covered=0.1, cut=True)
+    tracklet = Tracklet("gate", 1, clock, 2, 4, 1, 1e9, 1e9 + 2.25, 7, crops, (quality,) * 3, times, boxes)
+    chosen = tuple(Chosen(min(i, 2), 0.125) for i in range(8))
+    return Look(
+        tracklet, stage, reason, Clip(tuple(crops[one.position] for one in chosen), 1, hr), chosen, live=True
+    )
 
 
 def make(
-    decision: Decision | None, *, live: bool = True, final: bool = True, with_embedding: bool = False
+    decision: Decision | None,
+    given: Look | None = None,
+    *,
+    with_embedding: bool = False,
+    explain: bool = False,
 ) -> dict[str, Any]:
-    maker = EventMaker("run", "tiny", "ab" * 32, 0.6, with_embedding=with_embedding)
-    event = maker.make(
-        EndedTracklet(tracklet(), live, final), hr=False, embedding=EMBEDDING, decision=decision, now_unix_s=0
-    )
+    maker = EventMaker("run", "tiny", "ab" * 32, 0.6, with_embedding=with_embedding, explain=explain)
+    event = maker.make(given or look(), "used", EMBEDDING, decision, LATENCY_MS, now_unix_s=0)
     parsed: dict[str, Any] = json.loads(event.line())
     return parsed
 
@@ -60,8 +73,8 @@ def test_page_lists_exactly_the_fields_in_order() -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        make(MATCH, with_embedding=True),
-        make(UNKNOWN, live=False, final=False),
+        make(MATCH, with_embedding=True, explain=True),
+        make(UNKNOWN, look("first", "growing", clock="stream")),
         make(None),
         json.loads(re.findall(r"```json\n(.+?)\n```", PAGE.read_text(), re.DOTALL)[0]),
     ],
@@ -92,20 +105,45 @@ def test_facts_of_the_tracklet() -> None:
     event = make(MATCH)
     assert event["event_id"] == "run-000001"
     assert (event["camera"], event["platform"], event["track"]) == ("gate", "aerial", 4)
-    assert (event["first_s"], event["last_s"], event["clock"]) == (1e9, 1e9 + 2.25, "unix")
+    assert (event["first_s"], event["last_s"], event["clock"]) == (1e9, 1e9 + 2.25, "camera")
     assert event["first_time"] == "2001-09-09T01:46:40.000Z"
     assert event["last_time"] == "2001-09-09T01:46:42.250Z"
     assert (event["frames"], event["height_px"], event["box"]) == (7, 32.0, [10.0, 0.0, 20.0, 32.0])
-    assert (event["resolution"], event["enhanced"], event["final"]) == ("lr", True, True)
+    assert (event["tracklet"], event["epoch"], event["part"]) == ("gate-4-1", 2, 1)
+    assert (event["resolution"], event["enhanced"], event["enhancement"]) == ("lr", True, "used")
+    assert (event["look"], event["reason"], event["partial"]) == ("final", "gone", False)
+    assert event["latency_ms"] == {**LATENCY_MS, "total": 127.0}
     assert (event["decision"], event["identity"], event["score"]) == ("match", "anna", 0.9123)
     assert (event["threshold"], event["runner_up"]) == (0.6, {"identity": "bert", "score": 0.5})
     assert event["embedding"] is None
+    assert event["chosen"] is None
+
+
+def test_only_a_person_whose_end_was_not_seen_is_partial() -> None:
+    reasons: tuple[Reason, ...] = ("gone", "long", "end", "stop", "lost")
+    assert [make(None, look("final", reason))["partial"] for reason in reasons] == [False] * 3 + [True] * 2
+
+
+def test_the_choice_is_explained_on_request() -> None:
+    chosen = make(MATCH, explain=True)["chosen"]
+    assert len(chosen) == 8
+    assert [one["time_s"] for one in chosen[:3]] == [1e9, 1e9 + 0.5, 1e9 + 2.25]
+    assert sum(one["weight"] for one in chosen) == pytest.approx(1)
+    assert chosen[2]["box"] == [10.0, 0.0, 20.0, 32.0]
+    assert (chosen[0]["quality"], chosen[0]["covered"], chosen[0]["cut"]) == (0.25, 0.1, True)
+
+
+def test_what_could_not_be_embedded_is_still_told() -> None:
+    maker = EventMaker("run", "tiny", "ab" * 32, 0.6, with_embedding=True)
+    event = maker.make(look("final", "stop"), "off", None, None, LATENCY_MS, now_unix_s=0)
+    assert (event.decision, event.embedding, event.enhanced, event.frames) == ("not_embedded", None, False, 7)
+    assert json.loads(event.line())["partial"] is True
 
 
 def test_unknown_no_gallery_and_file_times() -> None:
-    unknown = make(UNKNOWN, live=False, final=False)
+    unknown = make(UNKNOWN, look("refined", "growing", clock="stream"))
     assert (unknown["decision"], unknown["identity"], unknown["score"]) == ("unknown", None, 0.3)
-    assert (unknown["runner_up"], unknown["final"]) == (None, False)
+    assert (unknown["runner_up"], unknown["look"]) == (None, "refined")
     assert (unknown["clock"], unknown["first_time"], unknown["last_time"]) == ("stream", None, None)
     alone = make(None)
     assert alone["decision"] == "no_gallery"
@@ -120,9 +158,7 @@ def test_embedding_survives_the_text_exactly() -> None:
 def test_numbers_that_json_lacks_are_never_written(bad: float) -> None:
     maker = EventMaker("run", "tiny", "ab", 0.6, with_embedding=True)
     embedding = np.array([bad, 0], np.float32)
-    event = maker.make(
-        EndedTracklet(tracklet(), True, True), hr=True, embedding=embedding, decision=None, now_unix_s=0
-    )
+    event = maker.make(look(hr=True), "hr", embedding, None, LATENCY_MS, now_unix_s=0)
     with pytest.raises(ValueError, match="not JSON compliant"):
         event.line()
 

@@ -407,10 +407,10 @@ def test_the_device_chain_equals_the_host_chain(
     index = random_index(rng, clips, lr + hr)
     platform = rng.integers(0, 2, clips)
     crops = lr_crops(lr), hr_crops(hr)
-    expected = host_chain(folder).embed(*crops, index, platform)
+    expected = host_chain(folder).embed(*crops, index, platform).vectors
     chain = open_chain(folder)
     for _ in range(2):
-        found = chain.embed(*crops, index, platform)
+        found = chain.embed(*crops, index, platform).vectors
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == np.float32
     chain.close()
@@ -422,14 +422,26 @@ def test_rows_in_order_are_handed_over_in_one_copy(gpu: FakeGpu, folder: Path) -
     chain.embed(lr_crops(8), hr_crops(8), index, np.zeros(2, np.int64))
     # crops up twice, platform up, one copy a graph on the device, embeddings down
     assert gpu.calls["cudaMemcpyAsync"] == 6
+    chain.embed(lr_crops(8), hr_crops(8), index, np.zeros(2, np.int64), pictures=True)
+    assert gpu.calls["cudaMemcpyAsync"] == 13  # pictures down, of the same run
+    assert len(gpu.runs) == 6
     chain.close()
 
 
 def test_pictures_come_from_the_device(gpu: FakeGpu, folder: Path) -> None:
     chain = open_chain(folder)
     for count in (0, 1, 70):
-        crops = lr_crops(count)
-        np.testing.assert_array_equal(chain.pictures(crops), host_chain(folder).pictures(crops))
+        lr, hr = lr_crops(count), hr_crops(2)
+        rows = [
+            *range(count),
+            *[count + 1] * (-count % 8),
+        ]  # every LR crop, filled up with one of the HR ones
+        index = [rows[low : low + 8] for low in range(0, len(rows), 8)]
+        platform = np.zeros(len(index), np.int64)
+        found = chain.embed(lr, hr, index, platform, pictures=True).pictures
+        assert found is not None
+        np.testing.assert_array_equal(found, lr.repeat(2, axis=1).repeat(2, axis=2))
+        assert chain.embed(lr, hr, index, platform).pictures is None
     chain.close()
 
 
@@ -506,7 +518,15 @@ def test_the_embedder_gives_the_same_on_both(gpu: FakeGpu, folder: Path, count: 
     with Embedder(bundle) as device, Embedder(bundle, device="cpu", threads=1) as host:
         assert (device.target, device.device) == (TRT, "cuda")
         np.testing.assert_array_equal(device.embed(clips), host.embed(clips))
-        np.testing.assert_array_equal(device.enhanced_pictures(clips[0]), host.enhanced_pictures(clips[0]))
+        enhance = [not each.hr and i % 2 == 0 for i, each in enumerate(clips)]
+        found, expected = (each.embed_looks(clips, enhance=enhance, pictures=True) for each in (device, host))
+        np.testing.assert_array_equal(found.vectors, expected.vectors)
+        for shown, truth, way in zip(found.pictures, expected.pictures, enhance, strict=True):
+            assert (shown is not None) == way
+            if truth is not None:
+                np.testing.assert_array_equal(shown, truth)
+        assert (found.enhance_ms > 0) == any(enhance)
+        assert found.embed_ms > 0
 
 
 def test_an_engine_that_breaks_the_contract_is_refused(gpu: FakeGpu, tmp_path: Path) -> None:
@@ -523,6 +543,6 @@ def test_an_engine_that_breaks_the_contract_is_refused(gpu: FakeGpu, tmp_path: P
 def test_one_engine_of_a_bundle_is_opened_alone(gpu: FakeGpu, folder: Path) -> None:
     bundle = Bundle.open(folder)
     opened = open_session(bundle, "enhance", TRT, "cuda")
-    expected = host_chain(folder).pictures(lr_crops(3))
+    expected = lr_crops(3).repeat(2, axis=1).repeat(2, axis=2)
     np.testing.assert_array_equal(opened.run({"crops": lr_crops(3)})["picture"], expected)
     opened.close()

@@ -18,19 +18,21 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.cli.run import chosen_threshold, open_embedder
-from s3clip_runtime.cli.session import Matching, finish_outputs, raise_problems, run_session
+from s3clip_runtime.cli.session import LookSettings, Matching, Session, finish_outputs, raise_problems
+from s3clip_runtime.cli.site import chosen_threshold, open_embedder
 from s3clip_runtime.errors import ConfigError, S3ClipError, SinkError
 from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle
-from s3clip_runtime.streams.camera import Camera
+from s3clip_runtime.streams.camera import CameraPlan
 from s3clip_runtime.streams.detection.background import BackgroundDetector
 from s3clip_runtime.streams.events import Sighting, SightingEvent
 from s3clip_runtime.streams.frames import Frame, Observation
 from s3clip_runtime.streams.outputs.annotate import FileAnnotator
 from s3clip_runtime.streams.outputs.contact_sheet import ContactSheet
 from s3clip_runtime.streams.outputs.json_lines import JsonLines
+from s3clip_runtime.streams.outputs.sink import SightingSink
 from s3clip_runtime.streams.reading.sources import SourceSpec
+from s3clip_runtime.streams.status import OutputStatus
 
 MIN_IOU = 0.3
 """A detection is the true person whose box it overlaps most, if by this much. Low: aerial people are tiny."""
@@ -83,6 +85,13 @@ class Kept:
     def sighting(self, sighting: Sighting) -> None:
         """Keep one."""
         self.sightings.append(sighting)
+
+    def status(self) -> OutputStatus:
+        """How many there are."""
+        return OutputStatus("memory", len(self.sightings))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def run_demo(
@@ -171,21 +180,15 @@ def _enrol_ground(
     click.echo("ground: learning who is there (names come from the truth file)", err=True)
     spec = SourceSpec("ground", str(data / "ground.mp4"), "ground")
     truth, kept, annotator = Truth(data / "ground.txt"), Kept(), FileAnnotator(spec, out / "ground.mp4")
-    problems += run_session(
-        [Camera(spec, BackgroundDetector())],
-        matching,
-        stop,
-        events=None,
-        with_embedding=False,
-        sinks=[kept],
-        watchers=[truth, annotator],
-    )
+    session = Session(matching, LookSettings(), {"kept": kept}, [truth, annotator], stop)
+    session.pipeline.add(CameraPlan(spec, BackgroundDetector()))
+    problems += session.run()
     faces: dict[str, NDArray[np.uint8]] = {}
     for sighting in kept.sightings:
         event = sighting.event
         name = truth.name(event)
-        annotator.name(event.track, event.last_s, f"#{event.track} {name or 'not a person'}")
-        if name is not None:
+        annotator.name(event.track, event.part, event.last_s, f"#{event.track} {name or 'not a person'}")
+        if name is not None and sighting.embedding is not None:
             source = f"ground.mp4 track {event.track}"
             gallery.enrol(name, sighting.embedding[None], platform="ground", source=source)
             faces[name] = max((*sighting.clip.crops, *_face(faces, name)), key=lambda crop: crop.size)
@@ -211,16 +214,16 @@ def _find_aerial(
     spec = SourceSpec("aerial", str(data / "aerial.mp4"), "aerial")
     truth, kept, annotator = Truth(data / "aerial.txt"), Kept(), FileAnnotator(spec, out / "aerial.mp4")
     title = "s3clip demo (synthetic people): found from the air"
-    sheet = ContactSheet(out / "contact_sheet.png", title, matching.embedder.enhanced_pictures, faces)
-    problems += run_session(
-        [Camera(spec, BackgroundDetector())],
-        matching,
-        stop,
-        events=JsonLines(out / "events.jsonl"),
-        with_embedding=False,
-        sinks=[kept, annotator, sheet],
-        watchers=[truth, annotator],
-    )
+    sheet = ContactSheet(out / "contact_sheet.png", title, faces)
+    sinks: dict[str, SightingSink] = {
+        "events": JsonLines(out / "events.jsonl"),
+        "kept": kept,
+        "video": annotator,
+        "sheet": sheet,
+    }
+    session = Session(matching, LookSettings(pictures=True), sinks, [truth, annotator], stop)
+    session.pipeline.add(CameraPlan(spec, BackgroundDetector()))
+    problems += session.run()
 
     def verdict(sighting: Sighting) -> tuple[str, bool | None]:
         name = truth.name(sighting.event)

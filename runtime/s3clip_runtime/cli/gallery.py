@@ -131,7 +131,9 @@ def _embedding(bundle: Bundle, clip: Clip, device: str) -> NDArray[np.float32]:
 
     with Embedder(bundle, device=device) as embedder:
         click.echo(f"device {embedder.device}: {embedder.device_reason}", err=True)
-        return embedder.embed([clip])
+        # By the rule of s3clip-run: embeddings with and without super-resolution are not quite alike.
+        enhance = not clip.hr and bundle.enhances(clip.height_px)
+        return embedder.embed_looks([clip], enhance=[enhance]).vectors
 
 
 def _clip(paths: tuple[Path, ...], platform: str) -> Clip:

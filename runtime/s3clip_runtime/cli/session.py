@@ -1,9 +1,10 @@
-"""One run of a pipeline with its outputs: what s3clip-run and its demo share."""
+"""One run with its parts put together: what s3clip-run and its demo share."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -14,12 +15,12 @@ from s3clip_runtime.errors import S3ClipError
 from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
-from s3clip_runtime.streams.camera import Camera
 from s3clip_runtime.streams.events import EventMaker, new_run_id
-from s3clip_runtime.streams.outputs.json_lines import JsonLines
+from s3clip_runtime.streams.outputs.outputs import FrameWatcher, Outputs
 from s3clip_runtime.streams.outputs.sink import SightingSink
-from s3clip_runtime.streams.pipeline import FrameWatcher, Outputs, Pipeline
-from s3clip_runtime.streams.recognition.batcher import Batcher
+from s3clip_runtime.streams.pipeline import Pipeline
+from s3clip_runtime.streams.recognition.batcher import LATENCY_MS, Batcher
+from s3clip_runtime.streams.status import RunStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,44 +33,119 @@ class Matching:
     threshold: float
 
 
-def run_session(
-    cameras: Sequence[Camera],
-    matching: Matching,
-    stop: threading.Event,
-    *,
-    events: JsonLines | None,
-    with_embedding: bool,
-    sinks: Sequence[SightingSink],
-    watchers: Sequence[FrameWatcher],
-) -> list[S3ClipError]:
-    """Run to the end, close `events`, print the summary.
+@dataclass(frozen=True, slots=True)
+class LookSettings:
+    """How looks are taken and told.
 
-    Returns:
-        What went wrong without ending the run: failed cameras, broken outputs, events that did not fit.
-
-    Raises:
-        S3ClipError: the embedder failed.
+    Attributes:
+        latency_ms: budget of a look, from submission to its event.
+        enhance: super-resolve LR tracklets.
+        embedding: put embeddings into the events.
+        explain: put the chosen frames into the events.
+        pictures: sightings carry their super-resolved crops.
     """
-    threshold = None if matching.gallery is None else matching.threshold
-    maker = EventMaker(
-        new_run_id(),
-        matching.bundle.manifest.name,
-        matching.bundle.manifest.embedding_space,
-        threshold,
-        with_embedding=with_embedding,
-    )
-    outputs = Outputs([*([] if events is None else [events]), *sinks], watchers)
-    batcher = Batcher(matching.embedder, matching.gallery, matching.threshold, maker, outputs.sighting)
-    problems: list[S3ClipError] = []
-    with ExitStack() as stack:
-        if events is not None:
-            stack.callback(finish_outputs, problems, [events.close])
-        progress = stack.enter_context(closing(Progress()))
-        reports = Pipeline(cameras, batcher, outputs, stop).run(progress.tick)
-    print_summary(reports)
-    problems.extend(report.error for report in reports if report.error is not None)
-    problems.extend(outputs.errors)
-    return problems
+
+    latency_ms: float = LATENCY_MS
+    enhance: bool = True
+    embedding: bool = False
+    explain: bool = False
+    pictures: bool = False
+
+
+class Session:
+    """One run. Cameras are added to `pipeline`; `run` closes it and the sinks.
+
+    Args:
+        matching: stays the caller's.
+        settings: of the looks.
+        sinks: take sightings; their names are for `outputs.replace`.
+        watchers: take processed frames.
+        stop: set it to end in order.
+    """
+
+    def __init__(
+        self,
+        matching: Matching,
+        settings: LookSettings,
+        sinks: Mapping[str, SightingSink],
+        watchers: Sequence[FrameWatcher],
+        stop: threading.Event,
+    ) -> None:
+        manifest = matching.bundle.manifest
+        self._matching = matching
+        self._started_unix_s = time.time()
+        self.maker = EventMaker(
+            new_run_id(),
+            manifest.name,
+            manifest.embedding_space,
+            None if matching.gallery is None else matching.threshold,
+            with_embedding=settings.embedding,
+            explain=settings.explain,
+        )
+        self.outputs = Outputs(sinks, watchers)
+        self._batcher = Batcher(
+            matching.embedder,
+            matching.gallery,
+            self.maker,
+            self.outputs.sighting,
+            enhances=matching.bundle.enhances if settings.enhance else None,
+            latency_ms=settings.latency_ms,
+            pictures=settings.pictures,
+        )
+        self.pipeline = Pipeline(self._batcher, self.outputs, stop)
+
+    def status(self) -> RunStatus:
+        """How the run is doing. Any thread may ask."""
+        matching, batcher = self._matching, self._batcher
+        shed: dict[str, int] = {"first": 0, "refined": 0, "final": 0}
+        for (_, stage), count in batcher.waiting.shed().items():
+            shed[stage] += count
+        return RunStatus(
+            run_id=self.maker.run_id,
+            bundle=matching.bundle.manifest.name,
+            device=f"{matching.embedder.device} {matching.embedder.target}",
+            started_unix_s=self._started_unix_s,
+            cameras=self.pipeline.status(),
+            queue=len(batcher.waiting),
+            queue_limit=batcher.waiting.limit,
+            shed=shed,
+            enhancing=batcher.enhancing,
+            enhance_reason=batcher.enhance_reason,
+            latency_ms=batcher.latency.quantiles(),
+            outputs=self.outputs.status(),
+            identities=None if matching.gallery is None else matching.gallery.identities,
+        )
+
+    def run(self, tick: Callable[[], None] | None = None) -> list[S3ClipError]:
+        """Run to the end, close sources and sinks, print the summary.
+
+        Args:
+            tick: called about ten times a second by the loop.
+
+        Returns:
+            What went wrong without ending the run: failed cameras, broken outputs, events that did not fit.
+
+        Raises:
+            S3ClipError: the embedder failed.
+        """
+        with ExitStack() as stack:
+            stack.callback(self._end)
+            progress = stack.enter_context(closing(Progress(self.status)))
+
+            def both() -> None:
+                progress.tick()
+                if tick is not None:
+                    tick()
+
+            self.pipeline.run(both)
+        return [*self.pipeline.errors(), *self.outputs.errors]
+
+    def _end(self) -> None:
+        closer = threading.Thread(target=self.pipeline.close, name="close cameras", daemon=True)
+        closer.start()  # beside the outputs: both may need seconds, and after a signal there are five
+        self.outputs.close()
+        closer.join()
+        print_summary(self.status())
 
 
 def finish_outputs(problems: list[S3ClipError], steps: Sequence[Callable[[], None]]) -> None:

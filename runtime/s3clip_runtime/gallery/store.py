@@ -165,6 +165,12 @@ class Gallery:
             self._refresh()
             return self._prototypes.search(queries, k)
 
+    @property
+    def identities(self) -> int:
+        """How many there are, as of the last search."""
+        with self._lock:
+            return len(self._prototypes.identities)
+
     def list(self) -> builtins.list[IdentitySummary]:
         """All identities, by name."""
         with self._lock:

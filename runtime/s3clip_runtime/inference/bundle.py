@@ -10,18 +10,22 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import (
     AwareDatetime,
     BaseModel,
     ConfigDict,
+    Field,
     FiniteFloat,
     JsonValue,
+    NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     StringConstraints,
     ValidationError,
@@ -32,6 +36,8 @@ from s3clip_runtime.errors import BundleError, ConfigError
 from s3clip_runtime.inference import spec
 
 SCHEMA_VERSION: Final = 2
+SWITCH_SCHEMA_VERSION: Final = 3
+"""Of a manifest with a switch: a runtime that would not obey it says that it is too old."""
 MANIFEST_FILE = "manifest.json"
 _CURE = "export again with s3clip-export"
 
@@ -41,8 +47,12 @@ Precision = Literal["fp32", "fp16"]
 AttachmentRole = Literal["reference", "report", "range_audit"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
+_R = TypeVar("_R", bound="Record")
 
-class _Record(BaseModel):
+
+class Record(BaseModel):
+    """A part of a manifest: frozen, and unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -72,7 +82,7 @@ PLAIN: Final = Target("onnx", "fp32")
 """The graphs that every bundle holds, and that all others are made from."""
 
 
-class Engine(_Record):
+class Engine(Record):
     """By what and for what a TensorRT engine was built: its plan runs nowhere else.
 
     `profile` is the smallest, usual and largest batch; `inputs` and `outputs` name every tensor with its type
@@ -89,7 +99,7 @@ class Engine(_Record):
     outputs: dict[str, str]
 
 
-class Artefact(_Record):
+class Artefact(Record):
     """One file of the bundle. `file` is relative to the folder; `bytes` is its size.
 
     `opset` of an engine is that of the ONNX graph it was built from. `engine` is there for TensorRT alone.
@@ -116,7 +126,7 @@ class Artefact(_Record):
         return Target(self.backend, self.precision)
 
 
-class Contract(_Record):
+class Contract(Record):
     """The numbers of `inference.spec` that the graphs were built for. Sizes are (height, width)."""
 
     lr_size: tuple[int, int]
@@ -149,7 +159,7 @@ class Contract(_Record):
         )
 
 
-class Interval(_Record):
+class Interval(Record):
     """A measured value and the ends of its 95 % confidence interval."""
 
     value: FiniteFloat
@@ -157,7 +167,7 @@ class Interval(_Record):
     high: FiniteFloat
 
 
-class Proof(_Record):
+class Proof(Record):
     """How close the graphs of one target came to the PyTorch model, and the bounds they had to hold.
 
     Attributes:
@@ -193,7 +203,71 @@ class Proof(_Record):
     bounds: dict[str, FiniteFloat]
 
 
-class Attachment(_Record):
+class HeightBucket(Record):
+    """LR tracklets whose clip's median crop height lies above `low_px` and at or below `high_px`.
+
+    `with` and `without` compare two rules that differ in this bucket alone: super-resolution up to
+    `high_px`, and up to `low_px`. Both hold for queries and gallery alike.
+
+    Attributes:
+        tracklets: LR ones of this height.
+        people: identities with a query that the bucket touches: it or a right answer of it has this height.
+        queries: those queries, of all protocols.
+        rank1_with, rank1_without, map_with, map_without: means over these people, each the mean over the
+            queries of one, in [0, 1].
+        rank1_change, map_change: with minus without, with its bootstrap interval over people.
+        ms_with, ms_without: time a tracklet takes, from its crops to its embedding.
+    """
+
+    low_px: NonNegativeFloat
+    high_px: PositiveFloat
+    tracklets: PositiveInt
+    people: PositiveInt
+    queries: PositiveInt
+    rank1_with: FiniteFloat
+    rank1_without: FiniteFloat
+    map_with: FiniteFloat
+    map_without: FiniteFloat
+    rank1_change: Interval
+    map_change: Interval
+    ms_with: PositiveFloat
+    ms_without: PositiveFloat
+
+
+class Switch(Record):
+    """Up to which height of a person super-resolution is worth its time, and how that was measured.
+
+    Attributes:
+        max_height_px: LR clips whose median crop height is above are not enhanced; 0: none is, None: all are.
+        min_gain: gain of mAP in [0, 1] that had to be possible for super-resolution to stay on.
+        data: name of the data set. `synthetic`: its crops were drawn by s3clip itself.
+        tracklets, queries: of the whole measurement, HR ones included.
+        target: name of the `Target` that ran. `device`: where, with the GPU's name.
+        buckets: from the smallest heights to the tallest, without gaps.
+    """
+
+    max_height_px: NonNegativeFloat | None
+    min_gain: FiniteFloat
+    data: str
+    synthetic: bool
+    tracklets: PositiveInt
+    queries: PositiveInt
+    target: str
+    device: str
+    created: AwareDatetime
+    buckets: Annotated[tuple[HeightBucket, ...], Field(min_length=1)]
+
+    @property
+    def rule(self) -> str:
+        """Which LR clips are super-resolved, a clause for a sentence."""
+        if self.max_height_px is None:
+            return "LR clips of every height are super-resolved"
+        if self.max_height_px == 0:
+            return "no clip is super-resolved"
+        return f"LR clips up to {self.max_height_px:g} px are super-resolved"
+
+
+class Attachment(Record):
     """A file that belongs to the bundle and is no graph. `file` is relative to the folder."""
 
     file: Annotated[str, StringConstraints(min_length=1)]
@@ -201,16 +275,17 @@ class Attachment(_Record):
     bytes: NonNegativeInt
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Content of `manifest.json`.
 
     `embedding_space` is the SHA-256 of the encode graph's weights: galleries refuse to mix two of them.
     `training` holds the resolved config of the training run and its id. `proofs` has one entry a target; only
     while the exporter is still measuring one may be missing: `Bundle.open` refuses such a manifest.
-    `attachments` are found by their role, like `report`.
+    `attachments` are found by their role, like `report`. `switch` is missing where none was measured: see
+    `with_switch`.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[2, 3] = SCHEMA_VERSION
     name: str
     created: AwareDatetime
     s3clip_version: str
@@ -220,6 +295,20 @@ class Manifest(_Record):
     training: dict[str, JsonValue]
     proofs: tuple[Proof, ...]
     attachments: dict[AttachmentRole, Attachment] = {}
+    switch: Switch | None = None
+
+    @model_validator(mode="after")
+    def _version_fits_switch(self) -> Manifest:
+        if (self.switch is None) != (self.schema_version == SCHEMA_VERSION):
+            raise ValueError(
+                f"a switch belongs to schema_version {SWITCH_SCHEMA_VERSION}, and to it alone, "
+                f"found {self.schema_version}"
+            )
+        return self
+
+    def with_switch(self, switch: Switch) -> Manifest:
+        """The manifest with this switch in the place of any that it had, and the schema version of such."""
+        return self.model_copy(update={"switch": switch, "schema_version": SWITCH_SCHEMA_VERSION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,14 +338,22 @@ class Bundle:
         """
         if not path.is_dir():
             raise BundleError(f"bundle {path}: the folder does not exist; give the folder of s3clip-export")
-        manifest = _read_manifest(path / MANIFEST_FILE)
+        manifest = read_record(path / MANIFEST_FILE, Manifest, SCHEMA_VERSION, SWITCH_SCHEMA_VERSION)
         _check_contract(path, manifest.contract)
         _check_roles(path, manifest.artefacts)
         for artefact in manifest.artefacts:
-            _check_file(path, artefact.role, artefact)
+            check_file(path, artefact.role, artefact)
         for role, attachment in manifest.attachments.items():
-            _check_file(path, role, attachment)
+            check_file(path, role, attachment)
         return Bundle(path, manifest)
+
+    def enhances(self, height_px: float) -> bool:
+        """Whether an LR clip of this height (`Clip.height_px`) is to be super-resolved; an HR clip never is.
+
+        Without a switch all heights are.
+        """
+        switch = self.manifest.switch
+        return switch is None or switch.max_height_px is None or height_px <= switch.max_height_px
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -298,29 +395,43 @@ def attachment_of(path: Path) -> Attachment:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` into `folder`: after a crash there is the old file or the new one, never half.
+    """Write `manifest.json` into `folder`. Raises as `write_record`."""
+    # Runtimes of schema 2 refuse the key, also where it holds nothing.
+    write_record(folder / MANIFEST_FILE, manifest, without={"switch"} if manifest.switch is None else ())
+
+
+def write_record(path: Path, record: Record, without: Collection[str] = ()) -> None:
+    """Write a manifest, but for some keys: after a crash there is the old file or the new one, never half.
 
     Raises:
         BundleError: the folder is missing or cannot be written.
     """
-    text = manifest.model_dump_json(indent=2) + "\n"
-    draft = folder / f".{MANIFEST_FILE}.{os.getpid()}"
+    text = record.model_dump_json(indent=2, exclude=set(without)) + "\n"
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(folder / MANIFEST_FILE)
+        draft.replace(path)
     except OSError as error:
-        raise BundleError(
-            f"{folder / MANIFEST_FILE}: cannot be written ({error.strerror}); check the folder"
-        ) from error
+        raise BundleError(f"{path}: cannot be written ({error.strerror}); check the folder") from error
     finally:
-        if folder.is_dir():
+        if path.parent.is_dir():
             draft.unlink(missing_ok=True)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_record(path: Path, kind: type[_R], *versions: int) -> _R:
+    """Read a manifest that `write_record` wrote.
+
+    Args:
+        path: of the file.
+        kind: what it holds; has a field `schema_version`.
+        versions: the schemas that are read here.
+
+    Raises:
+        BundleError: it is missing, cannot be read, or has another schema.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -330,14 +441,14 @@ def _read_manifest(path: Path) -> Manifest:
     except ValueError as error:
         raise BundleError(f"{path}: not valid JSON ({error}); {_CURE}") from error
     # The version first: a later schema would otherwise fail with a list of unknown keys.
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    found = data.get("schema_version") if isinstance(data, dict) else None
+    if found not in versions:
         raise BundleError(
-            f"{path}: schema_version must be {SCHEMA_VERSION}, found {version!r}; "
+            f"{path}: schema_version must be {' or '.join(map(str, versions))}, found {found!r}; "
             f"{_CURE} of this version or update this runtime"
         )
     try:
-        return Manifest.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise BundleError(f"{path}: {'; '.join(faults)}; {_CURE}") from error
@@ -375,12 +486,17 @@ def _check_proofs(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _check_file(folder: Path, role: str, artefact: Artefact | Attachment) -> None:
+def check_file(folder: Path, role: str, artefact: Artefact | Attachment) -> None:
+    """Hold a file to its entry.
+
+    Raises:
+        BundleError: it is missing, lies outside of the folder, or has another size or SHA-256.
+    """
     path = folder / artefact.file
     # resolve() follows links too: a link out of the folder points at bytes nobody exported.
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(
-            f"{folder / MANIFEST_FILE}: file {artefact.file!r} must lie in the bundle's folder, "
+            f"{folder}: file {artefact.file!r} must lie in the bundle's folder, "
             f"it points to {path.resolve()}; {_CURE}"
         )
     if not path.is_file():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import Session
-from s3clip_runtime.inference.backends.cuda import Stream
+from s3clip_runtime.inference.backends.cuda import Event, Stream
 from s3clip_runtime.inference.backends.tensorrt import TensorRtSession
 from s3clip_runtime.inference.bundle import Role
 
@@ -19,12 +21,33 @@ Index = Sequence[Sequence[int]]
 """For every clip the rows of its crops in [LR crops, HR crops]."""
 
 
+@dataclass(frozen=True, slots=True)
+class Chained:
+    """What one run of the chain gave.
+
+    Attributes:
+        vectors: float32 (B, embedding_dim), each row of length 1.
+        pictures: uint8 (N, 128, 64, 3), the super-resolved LR crops; None if they were not asked for.
+        enhance_ms: the `enhance` graph with the copies to it; 0 without LR crops.
+    """
+
+    vectors: NDArray[np.float32]
+    pictures: NDArray[np.uint8] | None
+    enhance_ms: float
+
+
 class Chain(Protocol):
     """`enhance`, `patchify` and `encode` of one bundle. Whoever opens it closes it."""
 
     def embed(
-        self, lr: NDArray[np.uint8], hr: NDArray[np.uint8], index: Index, platform: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+        self,
+        lr: NDArray[np.uint8],
+        hr: NDArray[np.uint8],
+        index: Index,
+        platform: NDArray[np.int64],
+        *,
+        pictures: bool = False,
+    ) -> Chained:
         """Embed clips whose crops are given once each.
 
         Args:
@@ -32,20 +55,11 @@ class Chain(Protocol):
             hr: uint8 (M, 256, 128, 3), to be patchified; M may be 0.
             index: B lists of T rows into [lr, hr]; row N is the first of `hr`.
             platform: int64 (B,).
-
-        Returns:
-            float32 (B, embedding_dim), each row of length 1.
+            pictures: also give the super-resolved crops, of the same run.
 
         Raises:
             BackendError: an array or row does not fit, a run failed, or a graph gave a number that is not
                 finite.
-        """
-
-    def pictures(self, lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Super-resolved crops: uint8 (N, 64, 32, 3) to uint8 (N, 128, 64, 3).
-
-        Raises:
-            BackendError: as in `embed`.
         """
 
     def close(self) -> None:
@@ -59,23 +73,27 @@ class HostChain:
         self._sessions = dict(sessions)
 
     def embed(
-        self, lr: NDArray[np.uint8], hr: NDArray[np.uint8], index: Index, platform: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+        self,
+        lr: NDArray[np.uint8],
+        hr: NDArray[np.uint8],
+        index: Index,
+        platform: NDArray[np.int64],
+        *,
+        pictures: bool = False,
+    ) -> Chained:
         """Embed clips, see `Chain.embed`."""
         encode = self._sessions["encode"]
         rows = _checked_rows(encode, index, len(lr) + len(hr))
-        lr_tokens = self._sessions["enhance"].run({"crops": lr})["tokens"]
+        start = perf_counter()
+        enhanced = self._sessions["enhance"].run({"crops": lr})
+        enhance_ms = (perf_counter() - start) * 1e3 if len(lr) else 0.0
+        lr_tokens = enhanced["tokens"]
         hr_tokens = self._sessions["patchify"].run({"crops": hr})["tokens"]
         tokens = np.concatenate([lr_tokens, hr_tokens])[rows]
         found: NDArray[np.float32] = encode.run({"tokens": tokens, "platform": platform})["embedding"]
         if not np.isfinite(found).all():
             raise _not_finite({"enhance": lr_tokens, "patchify": hr_tokens}, encode.device)
-        return found
-
-    def pictures(self, lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Super-resolved crops, see `Chain.pictures`."""
-        found: NDArray[np.uint8] = self._sessions["enhance"].run({"crops": lr})["picture"]
-        return found
+        return Chained(found, enhanced["picture"] if pictures else None, enhance_ms)
 
     def close(self) -> None:
         """Close the sessions. A second call does nothing."""
@@ -90,11 +108,18 @@ class TensorRtChain:
     Args:
         sessions: the three, all opened with `stream`.
         stream: it and the sessions are owned by the chain.
+
+    Raises:
+        BackendError: CUDA gives no events.
     """
 
     def __init__(self, sessions: Mapping[Role, TensorRtSession], stream: Stream) -> None:
         self._sessions = dict(sessions)
         self._stream = stream
+        with ExitStack() as opened:
+            # Marks on the stream time `enhance` without a stop between the graphs.
+            self._begin, self._end = opened.enter_context(Event()), opened.enter_context(Event())
+            opened.pop_all()
         self._enhance, self._patchify, self._encode = (
             sessions[role] for role in ("enhance", "patchify", "encode")
         )
@@ -105,8 +130,14 @@ class TensorRtChain:
         return all(session.graph_captured for session in self._sessions.values())
 
     def embed(
-        self, lr: NDArray[np.uint8], hr: NDArray[np.uint8], index: Index, platform: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+        self,
+        lr: NDArray[np.uint8],
+        hr: NDArray[np.uint8],
+        index: Index,
+        platform: NDArray[np.int64],
+        *,
+        pictures: bool = False,
+    ) -> Chained:
         """Embed clips, see `Chain.embed`."""
         rows = _checked_rows(self._encode, index, len(lr) + len(hr))
         self._enhance.batches.checked({"crops": lr})
@@ -117,21 +148,19 @@ class TensorRtChain:
                 "give one id a clip"
             )
         step = self._clips_a_pass(rows.shape[1])
-        passes = [
-            self._pass(lr, hr, rows[low : low + step], platform[low : low + step])
-            for low in range(0, len(rows), step)
-        ]
-        width = self._encode.outputs["embedding"].shape[1]
-        return np.concatenate(passes) if passes else np.empty((0, width or 0), np.float32)
-
-    def pictures(self, lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Super-resolved crops, see `Chain.pictures`."""
-        found: NDArray[np.uint8] = self._enhance.run({"crops": lr}, outputs=["picture"])["picture"]
-        return found
+        vectors = np.empty((len(rows), self._encode.outputs["embedding"].shape[1] or 0), np.float32)
+        size = [n or 0 for n in self._enhance.outputs["picture"].shape[1:]]
+        shown = np.zeros((len(lr), *size), np.uint8) if pictures else None
+        enhance_ms = 0.0
+        for low in range(0, len(rows), step):
+            part = slice(low, low + step)
+            vectors[part], pass_ms = self._pass(lr, hr, rows[part], platform[part], shown)
+            enhance_ms += pass_ms
+        return Chained(vectors, shown, enhance_ms)
 
     def close(self) -> None:
         """Close the sessions and the stream. A second call does nothing."""
-        _close([self._stream, *self._sessions.values()])
+        _close([self._stream, self._begin, self._end, *self._sessions.values()])
 
     def _clips_a_pass(self, crops_a_clip: int) -> int:
         crops = min(self._enhance.largest, self._patchify.largest)
@@ -148,13 +177,19 @@ class TensorRtChain:
         hr: NDArray[np.uint8],
         rows: NDArray[np.int64],
         platform: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
+        shown: NDArray[np.uint8] | None,
+    ) -> tuple[NDArray[np.float32], float]:
+        """Vectors and the milliseconds of `enhance`; pictures go to the rows of `shown` that were used."""
         used, places = np.unique(rows, return_inverse=True)
         low, high = used[used < len(lr)], used[used >= len(lr)] - len(lr)
-        for session, crops in ((self._enhance, lr[low]), (self._patchify, hr[high])):
-            if len(crops):
-                session.upload("crops", crops)
-                session.enqueue(len(crops))
+        if len(low):
+            self._stream.mark(self._begin)
+            self._enhance.upload("crops", lr[low])
+            self._enhance.enqueue(len(low))
+            self._stream.mark(self._end)
+        if len(high):
+            self._patchify.upload("crops", hr[high])
+            self._patchify.enqueue(len(high))
         self._hand_over(places.reshape(-1), len(low))
         self._encode.upload("platform", platform)
         self._encode.enqueue(len(rows))
@@ -167,7 +202,11 @@ class TensorRtChain:
                 },
                 self._encode.device,
             )
-        return found
+        if not len(low):
+            return found, 0.0
+        if shown is not None:
+            shown[low] = self._enhance.download(["picture"], len(low))["picture"]
+        return found, self._begin.milliseconds_to(self._end)
 
     def _hand_over(self, places: NDArray[np.intp], lr_count: int) -> None:
         """Enqueue the copies that put row `places[i]` of [LR tokens, HR tokens] at place i for `encode`."""
@@ -209,7 +248,7 @@ def _not_finite(tokens: Mapping[str, NDArray[np.float32]], device: str) -> Backe
     )
 
 
-def _close(opened: Sequence[Session | Stream]) -> None:
+def _close(opened: Sequence[Session | Stream | Event]) -> None:
     """Close the last first; one that fails to close must not keep the others open."""
     with ExitStack() as closing:
         for each in opened:

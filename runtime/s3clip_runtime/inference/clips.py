@@ -28,6 +28,11 @@ class Clip:
     platform: int
     hr: bool
 
+    @property
+    def height_px(self) -> float:
+        """Median height of the crops: what `Bundle.enhances` goes by."""
+        return float(np.median([len(crop) for crop in self.crops]))
+
 
 def is_hr_frame(size: Size) -> bool:
     """A frame is HR iff height >= 128 and width >= 64 (decision A8)."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 
 import numpy as np
@@ -25,6 +27,26 @@ _CLIPS_A_PASS = BATCH_PROFILE[2] // CLIP_LENGTH
 """Clips that are embedded together: their crops just fill the largest batch, and memory stays bounded."""
 
 _Signature = Mapping[str, TensorInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What `Embedder.embed_looks` gives for N clips.
+
+    Attributes:
+        vectors: float32 (N, embedding_dim), each row of length 1.
+        pictures: N, for an enhanced clip uint8 (T, 128, 64, 3) RGB, its super-resolved crops; None for the
+            others, and for all if pictures were not asked for.
+        enhance_ms: of the whole batch: resizing to 64x32 and the `enhance` graph; 0 if no clip was enhanced.
+            On TensorRT the graph's part is the GPU's own time, from the upload to the last kernel.
+        embed_ms: of the whole batch: the rest, which is resizing to 256x128, `patchify` and `encode`, on
+            TensorRT also the copy of pictures. Both together are the call's wall time.
+    """
+
+    vectors: NDArray[np.float32]
+    pictures: tuple[NDArray[np.uint8] | None, ...]
+    enhance_ms: float
+    embed_ms: float
 
 
 class Embedder:
@@ -72,50 +94,82 @@ class Embedder:
         self._chain.close()
 
     def embed(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
-        """Embed clips, LR and HR mixed; row i belongs to clip i.
-
-        A crop that occurs several times (padding of short tracklets) is enhanced once.
+        """Embed clips, LR and HR mixed; row i belongs to clip i. All LR clips are enhanced.
 
         Returns:
             float32 (N, embedding_dim), each row of length 1.
 
         Raises:
-            BackendError: a clip breaks the contract, or a graph gave a number that is not finite.
+            BackendError: as `embed_looks`.
         """
-        for position, clip in enumerate(clips):
-            _check_clip(position, clip)
-        result = np.empty((len(clips), self.contract.embedding_dim), np.float32)
-        for low in range(0, len(clips), _CLIPS_A_PASS):
-            part = clips[low : low + _CLIPS_A_PASS]
-            result[low : low + len(part)] = self._embed_pass(part)
-        return result
+        return self.embed_looks(clips, enhance=[not clip.hr for clip in clips]).vectors
 
-    def enhanced_pictures(self, clip: Clip) -> NDArray[np.uint8]:
-        """The super-resolved crops of an LR clip, for people to look at: uint8 (T, 128, 64, 3) RGB.
+    def embed_looks(
+        self, clips: Sequence[Clip], *, enhance: Sequence[bool], pictures: bool = False
+    ) -> Embedded:
+        """Embed clips, LR and HR mixed, and say what it took.
+
+        A crop that occurs several times (padding of short tracklets) is enhanced once.
+
+        Args:
+            clips: N of them.
+            enhance: N, whether a clip is super-resolved. An LR clip that is not goes the way of HR ones:
+                bicubic to 256x128, then `patchify`.
+            pictures: also give the super-resolved crops, which costs no second run.
 
         Raises:
-            BackendError: the clip breaks the contract, or it is HR: those are never enhanced (A9).
+            BackendError: a clip breaks the contract, an HR clip is to be enhanced (A9), there is not one
+                `enhance` a clip, or a graph gave a number that is not finite.
         """
-        _check_clip(0, clip)
-        if clip.hr:
-            raise BackendError(
-                "the clip is HR and HR crops are never super-resolved; show its crops as they are"
-            )
-        return self._chain.pictures(lr_batch(clip.crops))
+        if len(enhance) != len(clips):
+            raise BackendError(f"{len(clips)} clips need as many decisions to enhance, got {len(enhance)}")
+        for position, (clip, enhanced) in enumerate(zip(clips, enhance, strict=True)):
+            _check_clip(position, clip)
+            if clip.hr and enhanced:
+                raise BackendError(
+                    f"clip {position} is HR and HR crops are never super-resolved; embed it as it is"
+                )
+        start = perf_counter()
+        vectors = np.empty((len(clips), self.contract.embedding_dim), np.float32)
+        shown: list[NDArray[np.uint8] | None] = []
+        enhance_ms = 0.0
+        for low in range(0, len(clips), _CLIPS_A_PASS):
+            part = slice(low, low + _CLIPS_A_PASS)
+            vectors[part], seen, pass_ms = self._embed_pass(clips[part], enhance[part], pictures)
+            shown += seen
+            enhance_ms += pass_ms
+        embed_ms = (perf_counter() - start) * 1e3 - enhance_ms
+        return Embedded(vectors, tuple(shown), enhance_ms, embed_ms)
 
-    def _embed_pass(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
-        crops: dict[bool, dict[_Memory, NDArray[np.uint8]]] = {False: {}, True: {}}
-        for clip in clips:
+    def _embed_pass(
+        self, clips: Sequence[Clip], enhance: Sequence[bool], pictures: bool
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.uint8] | None], float]:
+        """Vectors, pictures and the milliseconds of enhancing."""
+        crops: dict[bool, dict[_Memory, NDArray[np.uint8]]] = {True: {}, False: {}}
+        for clip, enhanced in zip(clips, enhance, strict=True):
             for crop in clip.crops:
-                crops[clip.hr].setdefault(_memory(crop), crop)
-        row = {key: i for i, key in enumerate((hr, memory) for hr in crops for memory in crops[hr])}
-        index = [[row[clip.hr, _memory(crop)] for crop in clip.crops] for clip in clips]
-        return self._chain.embed(
-            lr_batch(list(crops[False].values())),
-            hr_batch(list(crops[True].values())),
+                crops[enhanced].setdefault(_memory(crop), crop)
+        keys = ((enhanced, memory) for enhanced in crops for memory in crops[enhanced])
+        row = {key: i for i, key in enumerate(keys)}
+        index = [
+            [row[enhanced, _memory(crop)] for crop in clip.crops]
+            for clip, enhanced in zip(clips, enhance, strict=True)
+        ]
+        start = perf_counter()
+        small = lr_batch(list(crops[True].values()))
+        resize_ms = (perf_counter() - start) * 1e3 if len(small) else 0.0
+        done = self._chain.embed(
+            small,
+            hr_batch(list(crops[False].values())),
             index,
             np.array([clip.platform for clip in clips], np.int64),
+            pictures=pictures,
         )
+        shown = [
+            done.pictures[rows] if enhanced and done.pictures is not None else None
+            for rows, enhanced in zip(index, enhance, strict=True)
+        ]
+        return done.vectors, shown, resize_ms + done.enhance_ms
 
 
 _Memory = tuple[int, tuple[int, ...], tuple[int, ...]]
@@ -215,8 +269,9 @@ def _open_chain(bundle: Bundle, target: Target, device: str, threads: int | None
             for role in roles:
                 engines[role] = _open_engine(bundle, role, target, stream)
                 opened.callback(engines[role].close)
+            chain = TensorRtChain(engines, stream)
             opened.pop_all()  # from here on they are the chain's
-            return TensorRtChain(engines, stream)
+            return chain
         sessions: dict[Role, Session] = {}
         for role in roles:
             sessions[role] = open_session(bundle, role, target, device, threads)

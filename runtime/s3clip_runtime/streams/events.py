@@ -38,6 +38,10 @@ Enhancement = Literal["used", "hr", "switch", "budget", "off"]
 switch point; the latency budget was missed; the user turned it off."""
 
 
+Verdict = Literal["match", "unknown", "no_gallery", "not_embedded"]
+"""What is known of the person. not_embedded: the program was stopped before there was time to look closer."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunnerUp:
     """The second-best identity and its cosine similarity."""
@@ -89,7 +93,7 @@ class SightingEvent:
     resolution: Literal["lr", "hr"]
     enhanced: bool
     enhancement: Enhancement
-    decision: Literal["match", "unknown", "no_gallery"]
+    decision: Verdict
     identity: str | None
     score: float | None
     threshold: float | None
@@ -149,11 +153,17 @@ class EventMaker:
         self._explain = explain
         self._made = 0
 
+    def change(self, threshold: float | None, *, with_embedding: bool, explain: bool) -> None:
+        """Other settings from the next event on."""
+        self.threshold = threshold
+        self._with_embedding = with_embedding
+        self._explain = explain
+
     def make(
         self,
         look: Look,
         enhancement: Enhancement,
-        embedding: NDArray[np.float32],
+        embedding: NDArray[np.float32] | None,
         decision: Decision | None,
         latency_ms: Mapping[str, float],
         *,
@@ -164,8 +174,8 @@ class EventMaker:
         Args:
             look: what was embedded.
             enhancement: why the super-resolver was used or not.
-            embedding: float32 (D,), finite.
-            decision: of the gallery; None when there is no gallery.
+            embedding: float32 (D,), finite; None when there was no time to make it.
+            decision: of the gallery; None when there is no gallery or no embedding.
             latency_ms: milliseconds of each of `STEPS`.
             now_unix_s: Unix time of writing.
         """
@@ -198,7 +208,7 @@ class EventMaker:
             resolution="hr" if look.clip.hr else "lr",
             enhanced=enhancement == "used",
             enhancement=enhancement,
-            decision="no_gallery",
+            decision="not_embedded" if embedding is None else "no_gallery",
             identity=None,
             score=None,
             threshold=None,
@@ -207,7 +217,7 @@ class EventMaker:
             bundle=self._bundle,
             embedding_space=self._space,
             chosen=[_chosen(tracklet, one) for one in look.chosen] if self._explain else None,
-            embedding=[float(value) for value in embedding] if self._with_embedding else None,
+            embedding=None if embedding is None or not self._with_embedding else embedding.tolist(),
         )
         return event if decision is None else self._decided(event, decision)
 
@@ -254,13 +264,13 @@ class Sighting:
     Attributes:
         event: what leaves the process.
         clip: the crops that were embedded.
-        embedding: float32 (D,) unit vector.
+        embedding: float32 (D,) unit vector; None where there was no time to make it.
         matches: identities of the gallery, best first; empty without a gallery.
         pictures: uint8 (T, 128, 64, 3) RGB, the super-resolved crops; None where none were made.
     """
 
     event: SightingEvent
     clip: Clip
-    embedding: NDArray[np.float32]
+    embedding: NDArray[np.float32] | None
     matches: tuple[Match, ...]
     pictures: NDArray[np.uint8] | None = None

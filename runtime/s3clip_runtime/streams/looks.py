@@ -93,6 +93,23 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameCost:
+    """What one frame cost in milliseconds.
+
+    Attributes:
+        decode_ms: decoding and converting it.
+        queued_ms: from decoded to taken by the loop.
+        detect_ms: the detector's whole batch.
+        track_ms: tracking, and cutting and rating its crops.
+    """
+
+    decode_ms: float = 0.0
+    queued_ms: float = 0.0
+    detect_ms: float = 0.0
+    track_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """A tracklet on its way to the embedder.
 
@@ -102,8 +119,8 @@ class Look:
         reason: why it was taken.
         clip: the T crops that represent the tracklet; HR is decided on all crops it holds.
         chosen: T, one a crop of the clip.
-        decode_ms, detect_ms, track_ms: what the newest frame cost; detection is the whole batch's time.
         live: work that may be shed under pressure; files never shed.
+        cost: of the newest frame.
     """
 
     tracklet: Tracklet
@@ -112,9 +129,7 @@ class Look:
     clip: Clip
     chosen: tuple[Chosen, ...]
     live: bool
-    decode_ms: float = 0.0
-    detect_ms: float = 0.0
-    track_ms: float = 0.0
+    cost: FrameCost = FrameCost()
 
     @property
     def partial(self) -> bool:

@@ -1,253 +1,207 @@
-"""The loop of s3clip-run: frames of all cameras in, sightings out.
+"""The loop of s3clip-run: frames of all cameras in, looks at tracklets out.
 
-Each source is read in a thread of its own. One thread, the caller's, detects, tracks and builds tracklets;
-the batcher's thread embeds them. A camera that fails ends alone; the others go on.
+Each source is decoded by a process of its own. One thread, the caller's, takes one frame of each camera that
+has one, detects them as one batch, tracks, and collects tracklets; the batcher's thread embeds the looks of
+all cameras. A camera that fails ends alone; the others go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import queue
+import selectors
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
-from s3clip_runtime.errors import S3ClipError, SinkError, SourceError
-from s3clip_runtime.streams.camera import Camera, CameraReport
-from s3clip_runtime.streams.events import EndedTracklet, Sighting
-from s3clip_runtime.streams.frames import Frame, Observation
-from s3clip_runtime.streams.reading.sources import Source, open_source
+from s3clip_runtime.errors import S3ClipError, SourceError
+from s3clip_runtime.streams.camera import Camera, CameraPlan
+from s3clip_runtime.streams.detection.detector import Detector
+from s3clip_runtime.streams.frames import Detections, Frame
+from s3clip_runtime.streams.looks import Look
+from s3clip_runtime.streams.outputs.outputs import Outputs
+from s3clip_runtime.streams.recognition.batcher import Batcher
+from s3clip_runtime.streams.status import CameraStatus, SourceStatus, State
+from s3clip_runtime.streams.tracking.tracklets import Ending
 
-if TYPE_CHECKING:
-    from s3clip_runtime.streams.outputs.sink import SightingSink
-    from s3clip_runtime.streams.recognition.batcher import Batcher
+_log = logging.getLogger(__name__)
 
-_LOG = logging.getLogger(__name__)
+FLUSH_S = 2.5
+"""After a stop, time to embed what waits; then come the outputs. Both together stay under 5 s."""
 
-OPEN_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 5.0
-STOP_GRACE_S = 15.0
-"""After a stop, a reader that does not end within this time is given up and reported."""
-
-_FRAMES_WAITING = 2
 _TICK_S = 0.1
 
 
-class FrameWatcher(Protocol):
-    """Sees every processed frame. Called by the pipeline's thread."""
-
-    def frame(self, frame: Frame, observations: Sequence[Observation]) -> None:
-        """Take one frame. Raises SinkError when the output is broken for good."""
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """The last thing that a reader queues."""
-
-    error: Exception | None
-
-
-class _Reader:
-    """Reads one source in a daemon thread into a short queue.
-
-    It waits for room in the queue. So files lose no frame, and live sources drop their oldest themselves.
-    """
-
-    def __init__(self, camera: Camera, stop: threading.Event, arrived: threading.Event) -> None:
-        self.camera = camera
-        self.ended = False
-        self.queue: queue.Queue[Frame | _End] = queue.Queue(_FRAMES_WAITING)
-        self.abandoned = threading.Event()
-        self._stop = stop
-        self._arrived = arrived
-        self._thread = threading.Thread(target=self._read, name=f"read {camera.spec.name}", daemon=True)
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait for the thread, but not for ever: a source may hang in the network."""
-        self._thread.join(STOP_GRACE_S)
-
-    def _read(self) -> None:
-        try:
-            with open_source(
-                self.camera.spec,
-                open_timeout_s=OPEN_TIMEOUT_S,
-                read_timeout_s=READ_TIMEOUT_S,
-                stop=self._stop,
-            ) as source:
-                self._read_frames(source)
-                self._put(_End(None))  # before closing: a hanging connection must not hold back the events
-        except Exception as error:  # carried to the pipeline's thread, which judges it
-            self._put(_End(error))
-
-    def _read_frames(self, source: Source) -> None:
-        report = self.camera.report
-        report.live = source.live
-        for frame in source.frames():
-            self._put(frame)
-            report.dropped, report.reconnects = source.dropped, source.reconnects
-            if self.abandoned.is_set():
-                return
-
-    def _put(self, item: Frame | _End) -> None:
-        while not self.abandoned.is_set():
-            try:
-                self.queue.put(item, timeout=_TICK_S)
-                self._arrived.set()
-                return
-            except queue.Full:
-                continue
-
-
-class Outputs:
-    """Hands frames and sightings to the sinks of a run. A sink that breaks is left out and reported."""
-
-    def __init__(self, sinks: Sequence[SightingSink], watchers: Sequence[FrameWatcher]) -> None:
-        self._sinks = list(sinks)
-        self._watchers = list(watchers)
-        self.errors: list[SinkError] = []
-        self.events: dict[str, int] = {}
-
-    def frame(self, frame: Frame, observations: Sequence[Observation]) -> None:
-        """One processed frame to all watchers."""
-        for watcher in tuple(self._watchers):
-            try:
-                watcher.frame(frame, observations)
-            except SinkError as error:
-                self._watchers.remove(watcher)
-                self._report(error)
-
-    def sighting(self, sighting: Sighting) -> None:
-        """One sighting to all sinks."""
-        camera = sighting.event.camera
-        self.events[camera] = self.events.get(camera, 0) + 1
-        for sink in tuple(self._sinks):
-            try:
-                sink.sighting(sighting)
-            except SinkError as error:
-                self._sinks.remove(sink)
-                self._report(error)
-
-    def _report(self, error: SinkError) -> None:
-        self.errors.append(error)
-        _LOG.warning("%s", error)
-
-
 class Pipeline:
-    """Runs cameras until all sources end or `stop` is set.
+    """Runs cameras until all sources end or `stop` is set. Cameras may come and go while it runs.
 
     Args:
-        cameras: names must differ.
         batcher: not yet started; delivers to `outputs.sighting`.
         outputs: the sinks; opened and closed by the caller.
-        stop: set from outside to end early. Frames that were read are still processed, open tracklets are
-            ended, embedded and delivered.
+        stop: set from outside to end early: no more frames are taken, open tracklets get their last look,
+            marked partial, and what cannot be embedded in `FLUSH_S` gives an event without embedding.
     """
 
-    def __init__(
-        self, cameras: Sequence[Camera], batcher: Batcher, outputs: Outputs, stop: threading.Event
-    ) -> None:
-        self._cameras = cameras
+    def __init__(self, batcher: Batcher, outputs: Outputs, stop: threading.Event) -> None:
         self._batcher = batcher
         self._outputs = outputs
         self._stop = stop
-        self._arrived = threading.Event()
-        self._stopped_s: float | None = None
+        self._selector = selectors.DefaultSelector()
+        self._cameras: tuple[Camera, ...] = ()
+        self._tracks_before: dict[str, int] = {}
+        self._refused: tuple[tuple[CameraPlan, SourceError], ...] = ()
 
-    def run(self, tick: Callable[[Sequence[CameraReport]], None]) -> list[CameraReport]:
-        """Process all frames.
+    def add(self, plan: CameraPlan) -> None:
+        """Open one more camera; call it before `run` or from its `tick`. Names must differ.
+
+        One that cannot be opened is told in `status`; the others go on.
+        """
+        try:
+            camera = Camera(plan, self._tracks_before.get(plan.spec.name, 0))
+        except SourceError as error:
+            _log.warning("camera %s: %s", plan.spec.name, error)
+            self._refused = (*self._refused, (plan, error))
+            return
+        self._selector.register(camera.source, selectors.EVENT_READ, camera)
+        self._cameras = (*self._cameras, camera)
+
+    def remove(self, name: str) -> None:
+        """Give the last looks at a camera's tracklets and close it; call it from `tick`."""
+        for camera in self._cameras:
+            if camera.spec.name == name:
+                self._end(camera, "stop")
+                self._tracks_before[name] = camera.tracks
+                camera.close()
+        self._cameras = tuple(camera for camera in self._cameras if camera.spec.name != name)
+        self._refused = tuple(one for one in self._refused if one[0].spec.name != name)
+
+    def run(self, tick: Callable[[], None]) -> None:
+        """Process frames until all sources have ended or `stop` is set. Cameras stay open for `status`.
 
         Args:
-            tick: called at least ten times a second with the reports so far, e.g. for a status line.
-
-        Returns:
-            One report a camera, in order; look at `error` of each.
+            tick: called about ten times a second between two rounds; may call `add` and `remove`.
 
         Raises:
-            S3ClipError: the embedder failed: nothing more can be recognised.
+            S3ClipError: the embedder or the gallery failed: nothing more can be recognised. What was seen
+                by then was told without embeddings.
         """
-        reports = [camera.report for camera in self._cameras]
-        started_s = time.monotonic()
         self._batcher.start()
-        readers = [_Reader(camera, self._stop, self._arrived) for camera in self._cameras]
+        next_tick_s = 0.0
         try:
-            while not all(reader.ended for reader in readers):
-                self._round(readers, started_s)
-                tick(reports)
-            self._batcher.finish()
+            while not self._stop.is_set() and self._batcher.error is None:
+                if time.monotonic() >= next_tick_s:
+                    tick()
+                    next_tick_s = time.monotonic() + _TICK_S
+                if all(camera.ended for camera in self._cameras):
+                    break
+                self._round()
         finally:
-            for reader in readers:
-                reader.abandoned.set()
-        for reader in readers:
-            reader.join()
-        for report in reports:
-            report.events = self._outputs.events.get(report.camera, 0)
-        return reports
+            self._finish()
+        if self._batcher.error is not None:
+            raise self._batcher.error
 
-    def _round(self, readers: Sequence[_Reader], started_s: float) -> None:
+    def close(self) -> None:
+        """Close all sources, side by side: each may need seconds."""
+        closers = [threading.Thread(target=camera.close, daemon=True) for camera in self._cameras]
+        for closer in closers:
+            closer.start()
+        for closer in closers:
+            closer.join()
+        self._selector.close()
+
+    def status(self) -> tuple[CameraStatus, ...]:
+        """How the cameras are doing. Any thread may ask."""
+        shed: dict[str, int] = defaultdict(int)
+        for (name, _), count in self._batcher.waiting.shed().items():
+            shed[name] += count
+        events = self._outputs.events()
+        opened = (
+            camera.status(events=events.get(camera.spec.name, 0), shed=shed[camera.spec.name])
+            for camera in self._cameras
+        )
+        return (*opened, *(_refused(plan, error) for plan, error in self._refused))
+
+    def errors(self) -> list[S3ClipError]:
+        """Why cameras could not be opened or have failed for good."""
+        failed = [camera.error for camera in self._cameras if camera.error is not None]
+        return [*failed, *(error for _, error in self._refused)]
+
+    def _finish(self) -> None:
+        stopped = self._stop.is_set() or self._batcher.error is not None
+        for camera in self._cameras:
+            if not camera.ended:
+                self._submit(camera.finish("stop"))
+        self._batcher.finish(FLUSH_S if stopped else None)
+
+    def _round(self) -> None:
         """At most one frame of each camera, so that none starves; waits a tick when there is none."""
-        self._arrived.clear()
-        busy = False
-        for reader in readers:
-            if not reader.ended:
-                busy |= self._step(reader)
-                reader.camera.report.seconds = time.monotonic() - started_s
-        if not busy:
-            self._give_up_late_readers(readers)
-            self._arrived.wait(_TICK_S)
-
-    def _step(self, reader: _Reader) -> bool:
-        camera = reader.camera
-        try:
-            item = reader.queue.get_nowait()
-        except queue.Empty:
-            if camera.report.live:  # a camera that went dark still owes its last tracklets
-                self._submit(camera, camera.expire(time.time()))
-            return False
-        if isinstance(item, _End):
-            self._end(reader, item.error)
-            return True
-        try:
-            observations, ended = camera.process(item)
-        except S3ClipError as error:
-            reader.abandoned.set()
-            self._end(reader, error)
-            return True
-        self._outputs.frame(item, observations)
-        self._submit(camera, ended)
-        return True
-
-    def _end(self, reader: _Reader, error: Exception | None) -> None:
-        if error is not None and not isinstance(error, S3ClipError):
-            raise error  # a bug: with its traceback
-        camera = reader.camera
-        camera.report.error = error
-        reader.ended = True
-        if error is not None:
-            _LOG.warning("camera %s ended: %s", camera.spec.name, error)
-        self._submit(camera, camera.finish())
-
-    def _submit(self, camera: Camera, ended: Sequence[EndedTracklet]) -> None:
-        for one in ended:
-            if one.tracklet.seen < camera.report.min_frames:
-                camera.report.too_short += 1
+        full = self._batcher.waiting.full
+        taken = []
+        for camera in self._cameras:
+            if camera.ended or (full and not camera.live):
+                continue  # files are read more slowly when the embedder cannot follow; cameras shed instead
+            frame = camera.source.take()
+            if frame is not None:
+                taken.append((camera, frame, time.monotonic()))
+            elif camera.source.ended:
+                camera.error = camera.source.error
+                if camera.error is not None:
+                    _log.warning("camera %s ended: %s", camera.spec.name, camera.error)
+                self._end(camera, "end")
             else:
-                self._batcher.submit(one)
-                camera.report.tracklets += 1
+                self._submit(camera.idle())
+        if taken:
+            self._process(taken)
+        elif full:
+            time.sleep(_TICK_S / 10)  # frames wait, but not for us: the selector would return at once
+        else:
+            self._selector.select(_TICK_S)
 
-    def _give_up_late_readers(self, readers: Sequence[_Reader]) -> None:
-        if not self._stop.is_set():
-            return
-        now_s = time.monotonic()
-        self._stopped_s = now_s if self._stopped_s is None else self._stopped_s
-        if now_s - self._stopped_s < STOP_GRACE_S:
-            return
-        for reader in readers:
-            if not reader.ended:
-                name = reader.camera.spec.name
-                message = (
-                    f"source {name} did not stop within {STOP_GRACE_S:.0f} s and was left; check its network"
-                )
-                self._end(reader, SourceError(message))
+    def _process(self, taken: Sequence[tuple[Camera, Frame, float]]) -> None:
+        for detector, group in _by_detector(taken):
+            began_s = time.monotonic()
+            try:
+                found = detector.detect([frame for _, frame, _ in group])
+            except S3ClipError as error:
+                for camera, _, _ in group:
+                    _log.warning("camera %s ended: %s", camera.spec.name, error)
+                    camera.error = error
+                    self._end(camera, "lost")
+                continue
+            detect_ms = 1000 * (time.monotonic() - began_s)
+            for (camera, frame, taken_s), detections in zip(group, found, strict=True):
+                self._observe(camera, frame, detections, taken_s, detect_ms)
+
+    def _observe(
+        self, camera: Camera, frame: Frame, detections: Detections, taken_s: float, detect_ms: float
+    ) -> None:
+        observations, looks = camera.observe(frame, detections, taken_s=taken_s, detect_ms=detect_ms)
+        self._outputs.frame(frame, observations)
+        self._submit(looks)
+
+    def _end(self, camera: Camera, reason: Ending) -> None:
+        with contextlib.suppress(KeyError, ValueError):  # it may have ended before
+            self._selector.unregister(camera.source)
+        if not camera.ended:
+            self._submit(camera.finish(reason))
+
+    def _submit(self, looks: Sequence[Look]) -> None:
+        for look in looks:
+            self._batcher.submit(look)
+
+
+def _refused(plan: CameraPlan, error: SourceError) -> CameraStatus:
+    source = SourceStatus(State.FAILED, time.time(), reason=str(error))
+    return CameraStatus(plan.spec.name, plan.spec.platform, live=False, source=source, error=str(error))
+
+
+def _by_detector(
+    taken: Sequence[tuple[Camera, Frame, float]],
+) -> Iterator[tuple[Detector, list[tuple[Camera, Frame, float]]]]:
+    """Cameras that share a detector go through it as one batch."""
+    groups: dict[int, list[tuple[Camera, Frame, float]]] = defaultdict(list)
+    for one in taken:
+        groups[id(one[0].detector)].append(one)
+    for group in groups.values():
+        yield group[0][0].detector, group

@@ -80,6 +80,8 @@ class CameraStatus:
         live: a stream, not a file.
         source: its connection.
         frames: processed.
+        fps: processed frames a second over the last ones; None before eight.
+        seconds: from its opening to now, or to its end.
         tracks_open: tracklets that grow now.
         tracklets: ended.
         too_short: of these, seen in so few frames that they give no event.
@@ -93,6 +95,8 @@ class CameraStatus:
     live: bool
     source: SourceStatus
     frames: int = 0
+    fps: float | None = None
+    seconds: float = 0.0
     tracks_open: int = 0
     tracklets: int = 0
     too_short: int = 0

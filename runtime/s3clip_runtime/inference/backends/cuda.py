@@ -208,6 +208,10 @@ class Stream(_Owned):
         """Enqueue all that the graph has recorded."""
         _call("cudaGraphLaunch", graph.handle, self._stream)
 
+    def mark(self, event: Event) -> None:
+        """Enqueue the event: it takes the time at which everything enqueued before is done."""
+        _call("cudaEventRecord", event.handle, self._stream)
+
     def close(self) -> None:
         """Destroy the stream; what is enqueued still runs. A second call does nothing."""
         stream, self._stream = self._stream, None
@@ -221,6 +225,31 @@ class Stream(_Owned):
         if code == runtime.cudaError_t.cudaSuccess:
             runtime.cudaGraphDestroy(graph)
         runtime.cudaGetLastError()
+
+
+class Event(_Owned):
+    """A point of a stream whose time the GPU takes; set it by `Stream.mark`.
+
+    Raises:
+        BackendError: it cannot be made.
+    """
+
+    def __init__(self) -> None:
+        self.handle: Any = _call("cudaEventCreate")
+
+    def milliseconds_to(self, later: Event) -> float:
+        """Time from this mark to another; both must have been reached, see `Stream.wait`.
+
+        Raises:
+            BackendError: one was never marked, or is not reached yet.
+        """
+        return float(_call("cudaEventElapsedTime", self.handle, later.handle))
+
+    def close(self) -> None:
+        """Destroy the event. A second call does nothing."""
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            _call("cudaEventDestroy", handle)
 
 
 class CapturedGraph(_Owned):

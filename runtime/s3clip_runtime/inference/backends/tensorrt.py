@@ -11,8 +11,7 @@ import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -124,13 +123,10 @@ class TensorRtSession:
         """Whether every batch size that was run so far is a captured CUDA graph."""
         return bool(self._buckets) and all(bucket.graph is not None for bucket in self._buckets.values())
 
-    def run(
-        self, inputs: Mapping[str, NDArray[Any]], *, outputs: Sequence[str] | None = None
-    ) -> dict[str, NDArray[Any]]:
-        """Run the engine, see `backends.Session.run`; `outputs` names those to copy back, None means all."""
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the engine, see `backends.Session.run`."""
         self._check_open()
-        wanted = {name: self.outputs[name] for name in (self.outputs if outputs is None else outputs)}
-        return replace(self.batches, outputs=wanted).run(inputs, partial(self._run_piece, list(wanted)))
+        return self.batches.run(inputs, self._run_piece)
 
     def close(self) -> None:
         """Free the engine and all its memory. A second call does nothing."""
@@ -202,12 +198,12 @@ class TensorRtSession:
     def _tensors(self) -> dict[str, TensorInfo]:
         return {**self.batches.inputs, **self.batches.outputs}
 
-    def _run_piece(self, outputs: list[str], inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def _run_piece(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         batch = len(next(iter(inputs.values())))
         for name, array in inputs.items():
             self.upload(name, array)
         self.enqueue(batch)
-        return self.download(outputs, batch)
+        return self.download(list(self.outputs), batch)
 
     def _first_run(self, size: int) -> _Bucket:
         """Run a batch size for the first time, then capture it for all later times."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -10,7 +12,7 @@ from s3clip_runtime.streams.frames import Detections, Frame
 
 
 class BackgroundDetector:
-    """Moving person-like shapes in front of a still background; needs no network. For fixed cameras only.
+    """Moving person-like shapes in front of a still background; needs no network. For one fixed camera.
 
     The mixture of Gaussians of OpenCV (MOG2) marks what changed; shadows are removed, shapes that were split
     vertically (a belt in the background's colour) are joined. All limits are shares of the frame, so persons
@@ -43,8 +45,17 @@ class BackgroundDetector:
         self._size = (0, 0)
         self._model = cv2.createBackgroundSubtractorMOG2(varThreshold=40, detectShadows=True)
 
-    def detect(self, frame: Frame) -> Detections:
-        """See `Detector.detect`. The first frames, and the first after a change of size, give none."""
+    def detect(self, frames: Sequence[Frame]) -> list[Detections]:
+        """See `Detector.detect`; all frames are of one camera, in its order.
+
+        The first frames, and the first after a change of size, give none.
+        """
+        return [self._movers(frame) for frame in frames]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def _movers(self, frame: Frame) -> Detections:
         size = (frame.image.shape[0], frame.image.shape[1])
         if size != self._size:  # OpenCV starts its model again by itself
             self._size, self._seen = size, 0

@@ -16,3 +16,6 @@ class Detector(Protocol):
 
         The frames of one call come from different cameras: a network takes them as one batch.
         """
+
+    def close(self) -> None:
+        """Give back what it holds. A second call does nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,14 @@ class MotDetector:
                 if row[4] != 0:
                     self._rows.setdefault(frame, []).append(row)
 
-    def detect(self, frame: Frame) -> Detections:
+    def detect(self, frames: Sequence[Frame]) -> list[Detections]:
         """See `Detector.detect`; the boxes of line frame number `frame.index` + 1."""
+        return [self._of_frame(frame) for frame in frames]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def _of_frame(self, frame: Frame) -> Detections:
         rows = np.array(self._rows.get(frame.index + 1, []), np.float32).reshape(-1, 5)
         boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1)
         return clipped(boxes, rows[:, 4], (frame.image.shape[0], frame.image.shape[1]))

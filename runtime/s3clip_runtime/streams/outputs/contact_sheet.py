@@ -10,9 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import SinkError
-from s3clip_runtime.inference.clips import Clip
-from s3clip_runtime.streams.events import Sighting
+from s3clip_runtime.streams.events import Enhancement, Sighting
 from s3clip_runtime.streams.outputs.drawing import SheetMatch, SheetRow, contact_sheet
+from s3clip_runtime.streams.status import OutputStatus
+
+_NOT_ENHANCED: Mapping[Enhancement, str] = {
+    "used": "not kept",
+    "hr": "high resolution: not needed",
+    "switch": "tall enough: not needed",
+    "budget": "left out: too slow today",
+    "off": "turned off",
+}
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
@@ -31,12 +39,11 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 class ContactSheet:
-    """Collects sightings and draws them as one PNG at `write`.
+    """Collects final sightings and draws them as one PNG at `write`.
 
     Args:
         path: the PNG.
         title: first line of the picture.
-        enhance: clip to its super-resolved crops, uint8 (T, 128, 64, 3).
         known_crops: identity to a crop of it, for those that have one.
     """
 
@@ -47,24 +54,31 @@ class ContactSheet:
         self,
         path: Path,
         title: str,
-        enhance: Callable[[Clip], NDArray[np.uint8]],
         known_crops: Mapping[str, NDArray[np.uint8]],
     ) -> None:
         self._path = path
         self._title = title
-        self._enhance = enhance
         self._known_crops = known_crops
         self._kept: list[Sighting] = []
         self._seen = 0
 
     def sighting(self, sighting: Sighting) -> None:
-        """Keep the clip of the sighting, up to `MAX_ROWS`."""
+        """Keep the sighting if it is a final one, up to `MAX_ROWS`."""
+        if sighting.event.look != "final":
+            return
         self._seen += 1
         if len(self._kept) < self.MAX_ROWS:
             self._kept.append(sighting)
 
+    def status(self) -> OutputStatus:
+        """How many sightings it counted."""
+        return OutputStatus(self._path.name, self._seen)
+
+    def close(self) -> None:
+        """Nothing is open; `write` draws."""
+
     def write(self, verdict: Callable[[Sighting], tuple[str, bool | None]]) -> None:
-        """Super-resolve, draw and write.
+        """Draw and write.
 
         Args:
             verdict: text under a row's facts, and whether it is good, bad or neither.
@@ -90,11 +104,12 @@ class ContactSheet:
                 event.decision if event.identity is None else f"is {event.identity}",
             ),
             crops=clip.crops,
-            enhanced=None if clip.hr else self._enhance(clip),
+            enhanced=sighting.pictures,
             matches=tuple(
                 SheetMatch(match.identity, match.score, self._known_crops.get(match.identity))
                 for match in sighting.matches
             ),
             verdict=text,
             good=good,
+            not_enhanced=_NOT_ENHANCED[event.enhancement],
         )

@@ -75,10 +75,11 @@ class SheetRow:
     Attributes:
         lines: short texts at the left, the first one bold by size.
         crops: the input crops, uint8 (h, w, 3) RGB of any sizes; at most `CLIP_LENGTH` are shown.
-        enhanced: uint8 (T, 128, 64, 3) super-resolved crops; None for HR tracklets.
+        enhanced: uint8 (T, 128, 64, 3) super-resolved crops; None where there are none.
         matches: best first; at most `MATCHES_SHOWN` are shown.
         verdict: the last line, coloured by `good`; empty when there is nothing to say.
         good: True green, False red, None grey.
+        not_enhanced: written in the place of `enhanced` where that is None.
     """
 
     lines: tuple[str, ...]
@@ -87,6 +88,7 @@ class SheetRow:
     matches: tuple[SheetMatch, ...]
     verdict: str
     good: bool | None
+    not_enhanced: str = "high resolution: not needed"
 
 
 def draw_labels(image: Picture, labels: Sequence[Label]) -> Picture:
@@ -143,7 +145,7 @@ def _draw_row(
         draw.text((places[0], top + 20 * len(row.lines)), text, fill=ink, font=_font(14))
     _strip(canvas, row.crops, places[1], top)
     if row.enhanced is None:
-        draw.text((places[2], top + 4), "high resolution: not needed", fill=_SOFT_INK, font=_font(13))
+        draw.text((places[2], top + 4), row.not_enhanced, fill=_SOFT_INK, font=_font(13))
     else:
         _strip(canvas, tuple(row.enhanced), places[2], top)
     for number, match in enumerate(row.matches[:MATCHES_SHOWN]):

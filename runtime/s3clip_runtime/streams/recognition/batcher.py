@@ -1,141 +1,200 @@
-"""From ended tracklets to sightings: one thread embeds the tracklets of all cameras in batches."""
+"""From looks at tracklets to sightings: one thread embeds the looks of all cameras in batches."""
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from s3clip_runtime.gallery.store import Gallery, decide
 from s3clip_runtime.inference.clips import Clip
+from s3clip_runtime.inference.embedder import Embedded
 from s3clip_runtime.inference.spec import BATCH_PROFILE
-from s3clip_runtime.streams.events import EndedTracklet, EventMaker, Sighting
+from s3clip_runtime.streams.events import Enhancement, EventMaker, Sighting
+from s3clip_runtime.streams.looks import Look
+from s3clip_runtime.streams.recognition.budget import EnhanceBudget
+from s3clip_runtime.streams.recognition.latency import LatencyBook
+from s3clip_runtime.streams.recognition.waiting import Waiting, WaitingLooks
 
-USUAL_BATCH = BATCH_PROFILE[1]
-"""As many waiting tracklets are embedded at once, without waiting for more."""
+LARGEST_BATCH = BATCH_PROFILE[1]
+"""Looks that are embedded at once at most: their 64 crops fill the largest batch of `enhance`."""
+
+LATENCY_MS = 500.0
+"""Default budget of a look, from submission to its event."""
 
 MATCHES_KEPT = 5
 """Identities that a sighting carries."""
 
-_QUEUE_TRACKLETS = 64
 _TICK_S = 0.2
 
 
-class ClipEmbedder(Protocol):
+class LookEmbedder(Protocol):
     """What the batcher needs of `inference.embedder.Embedder`."""
 
-    def embed(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
-        """Clips to float32 (N, D) unit vectors."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    ended: EndedTracklet
-    since_s: float
+    def embed_looks(
+        self, clips: Sequence[Clip], *, enhance: Sequence[bool], pictures: bool = False
+    ) -> Embedded:
+        """Clips to unit vectors, with what the steps took."""
 
 
 class Batcher:
     """Embeds, asks the gallery, makes the event and hands the sighting on, in a thread of its own.
 
-    Frames keep flowing while a batch is embedded. When `_QUEUE_TRACKLETS` wait, `submit` blocks: files are
-    then read more slowly, live streams drop frames and count them.
+    All that is due goes through each graph as one batch. The batch is so small that embedding it is expected
+    to take half the budget, so that on a slow machine one look does not wait for seven others.
 
     Args:
         embedder: used by this thread alone until `finish` has returned.
         gallery: None leaves the decision out.
-        threshold: cosine from which a match counts.
-        maker: makes the events.
-        deliver: gets each sighting, in the order of the tracklets, called by the batcher's thread.
-        latency_s: a tracklet waits at most so long for company.
+        maker: makes the events; its threshold decides, None without a gallery.
+        deliver: gets each sighting, called by the batcher's thread.
+        enhances: whether an LR clip of this median height in pixels is to be super-resolved: the bundle's
+            switch point. None turns super-resolution off.
+        latency_ms: budget of a look, from submission to its event.
+        pictures: sightings carry their super-resolved crops.
     """
 
     def __init__(
         self,
-        embedder: ClipEmbedder,
+        embedder: LookEmbedder,
         gallery: Gallery | None,
-        threshold: float,
         maker: EventMaker,
         deliver: Callable[[Sighting], None],
         *,
-        latency_s: float = 0.5,
+        enhances: Callable[[float], bool] | None,
+        latency_ms: float = LATENCY_MS,
+        pictures: bool = False,
     ) -> None:
         self._embedder = embedder
         self._gallery = gallery
-        self._threshold = threshold
         self._maker = maker
         self._deliver = deliver
-        self._latency_s = latency_s
-        self._jobs: queue.Queue[_Job] = queue.Queue(_QUEUE_TRACKLETS)
-        self._ending = threading.Event()
+        self._enhances = enhances
+        self._latency_s = latency_ms / 1000
+        self._pictures = pictures
+        self._look_s = 0.0
         self._error: Exception | None = None
+        self._give_up_s = float("inf")
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._ending = threading.Event()
+        self.waiting = WaitingLooks()
+        self.budget = EnhanceBudget(latency_ms)
+        self.latency = LatencyBook()
+
+    @property
+    def enhance_reason(self) -> str:
+        """Why super-resolution is on or off, for people."""
+        return "turned off" if self._enhances is None else self.budget.reason
+
+    @property
+    def enhancing(self) -> bool:
+        """Live LR looks are super-resolved now."""
+        return self._enhances is not None and self.budget.on
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
-    def submit(self, ended: EndedTracklet) -> None:
-        """Queue one ended tracklet. Raises what the thread raised, if it failed."""
-        job = _Job(ended, time.monotonic())
-        while True:
-            self._raise_error()
-            try:
-                return self._jobs.put(job, timeout=_TICK_S)
-            except queue.Full:
-                continue
+    @property
+    def error(self) -> Exception | None:
+        """What the embedder or the gallery raised: from then on looks give events without embedding."""
+        return self._error
 
-    def finish(self) -> None:
-        """Embed all that waits and end the thread. Raises what the thread raised, if it failed."""
+    def submit(self, look: Look) -> None:
+        """Queue one look; never blocks."""
+        self.waiting.put(look)
+
+    def finish(self, within_s: float | None = None) -> None:
+        """Embed what waits and end the thread; then look at `error`.
+
+        Args:
+            within_s: looks for which there is no time give events without embedding; None embeds all. A
+                batch that has begun is always ended.
+        """
+        if within_s is not None:
+            self._give_up_s = time.monotonic() + within_s
         self._ending.set()
+        self.waiting.close()
         while self._thread.is_alive():
             self._thread.join(timeout=_TICK_S)
-        self._raise_error()
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
 
     def _work(self) -> None:
-        waiting: list[_Job] = []
+        while not (self._ending.is_set() and not len(self.waiting)):
+            window_s = max(0.0, min(self._latency_s / 2, self._latency_s - self._look_s))
+            batch = self.waiting.take(self._batch_size(), window_s)
+            late = time.monotonic() + self._look_s * len(batch) > self._give_up_s
+            if late or self._error is not None:
+                self._tell_unembedded(batch)
+            elif batch:
+                self._try_to_recognise(batch)
+
+    def _try_to_recognise(self, batch: Sequence[Waiting]) -> None:
         try:
-            while not (self._ending.is_set() and self._jobs.empty() and not waiting):
-                self._receive(waiting)
-                if self._due(waiting):
-                    self._recognise(waiting[:USUAL_BATCH])
-                    del waiting[:USUAL_BATCH]
-        except Exception as error:  # carried to the main thread, which raises it from submit or finish
+            self._recognise(batch)
+        except Exception as error:  # carried to the loop's thread, which ends the run and raises it
             self._error = error
+            self._tell_unembedded(batch)
 
-    def _receive(self, waiting: list[_Job]) -> None:
-        """Wait until a job comes, the oldest one is due or a tick has passed."""
-        if len(waiting) >= USUAL_BATCH:
-            return
-        patience = _TICK_S
-        if waiting:
-            patience = min(patience, waiting[0].since_s + self._latency_s - time.monotonic())
-        try:
-            waiting.append(self._jobs.get(timeout=max(patience, 0.001)))
-        except queue.Empty:
-            return
+    def _batch_size(self) -> int:
+        if self._look_s == 0:
+            return LARGEST_BATCH
+        return int(np.clip(self._latency_s / 2 / self._look_s, 1, LARGEST_BATCH))
 
-    def _due(self, waiting: list[_Job]) -> bool:
-        if not waiting:
-            return False
-        late = time.monotonic() - waiting[0].since_s >= self._latency_s
-        return len(waiting) >= USUAL_BATCH or late or (self._ending.is_set() and self._jobs.empty())
+    def _recognise(self, batch: Sequence[Waiting]) -> None:
+        started_s = time.monotonic()
+        looks = [one.look for one in batch]
+        why = [self._enhancement(look) for look in looks]
+        found = self._embedder.embed_looks(
+            [look.clip for look in looks], enhance=[one == "used" for one in why], pictures=self._pictures
+        )
+        searched_s = time.monotonic()
+        matches = None if self._gallery is None else self._gallery.search(found.vectors, MATCHES_KEPT)
+        ended_s = time.monotonic()
+        # A moving mean over some ten batches: one slow batch does not shrink the next ones to single looks.
+        each_s = (ended_s - started_s) / len(batch)
+        self._look_s = each_s if self._look_s == 0 else 0.8 * self._look_s + 0.2 * each_s
+        for row, (one, look) in enumerate(zip(batch, looks, strict=True)):
+            steps_ms = _before(look, 1000 * (started_s - one.since_s)) | {
+                "enhance": found.enhance_ms,
+                "embed": found.embed_ms,
+                "match": 1000 * (ended_s - searched_s),
+            }
+            self.latency.add(steps_ms)
+            if look.live:
+                self.budget.record(1000 * (ended_s - one.since_s), found.enhance_ms)
+            mine = () if matches is None else tuple(matches[row])
+            threshold = self._maker.threshold
+            decision = None if matches is None or threshold is None else decide(matches[row], threshold)
+            event = self._maker.make(
+                look, why[row], found.vectors[row], decision, steps_ms, now_unix_s=time.time()
+            )
+            self._deliver(Sighting(event, look.clip, found.vectors[row], mine, found.pictures[row]))
 
-    def _recognise(self, jobs: list[_Job]) -> None:
-        clips = [job.ended.tracklet.clip() for job in jobs]
-        embeddings = self._embedder.embed(clips)
-        found = self._gallery.search(embeddings, MATCHES_KEPT) if self._gallery is not None else None
-        for number, (job, clip, embedding) in enumerate(zip(jobs, clips, embeddings, strict=True)):
-            matches = [] if found is None else found[number]
-            decision = None if found is None else decide(matches, self._threshold)
-            event = self._maker.make(job.ended, clip.hr, embedding, decision, now_unix_s=time.time())
-            self._deliver(Sighting(event, clip, embedding, tuple(matches)))
+    def _enhancement(self, look: Look) -> Enhancement:
+        if look.clip.hr:
+            return "hr"
+        if self._enhances is None:
+            return "off"
+        if look.live and not self.budget.on:
+            return "budget"
+        return "used" if self._enhances(look.clip.height_px) else "switch"
+
+    def _tell_unembedded(self, batch: Sequence[Waiting]) -> None:
+        for one in batch:
+            waited_ms = 1000 * (time.monotonic() - one.since_s)
+            steps_ms = _before(one.look, waited_ms) | {"enhance": 0.0, "embed": 0.0, "match": 0.0}
+            event = self._maker.make(one.look, "off", None, None, steps_ms, now_unix_s=time.time())
+            self._deliver(Sighting(event, one.look.clip, None, ()))
+
+
+def _before(look: Look, waited_ms: float) -> dict[str, float]:
+    """Milliseconds of the steps up to the embedder."""
+    return {
+        "decode": look.cost.decode_ms,
+        "detect": look.cost.detect_ms,
+        "track": look.cost.track_ms,
+        "wait": look.cost.queued_ms + waited_ms,
+    }

@@ -1,0 +1,312 @@
+"""Runs a site: opens what its settings name, and follows its file when it is reloaded."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import click
+
+from s3clip_runtime.cli.log import Redactor, set_up_logging
+from s3clip_runtime.cli.session import LookSettings, Matching, Session, finish_outputs, raise_problems
+from s3clip_runtime.cli.systemd import ServiceManager
+from s3clip_runtime.errors import S3ClipError, SinkError
+from s3clip_runtime.gallery.store import Gallery
+from s3clip_runtime.inference.bundle import Bundle, Target
+from s3clip_runtime.inference.embedder import Embedder
+from s3clip_runtime.site.load import changes, load_site
+from s3clip_runtime.site.model import CameraSettings, Site
+from s3clip_runtime.site.outputs import EventsOutput, MqttOutput, WebhookOutput
+from s3clip_runtime.site.outputs import Outputs as OutputSettings
+from s3clip_runtime.streams.camera import CameraPlan
+from s3clip_runtime.streams.detection.choose import Choice, open_detectors
+from s3clip_runtime.streams.events import UNCALIBRATED_THRESHOLD, Sighting
+from s3clip_runtime.streams.outputs.annotate import FileAnnotator, LiveAnnotator
+from s3clip_runtime.streams.outputs.contact_sheet import ContactSheet
+from s3clip_runtime.streams.outputs.crops import CropFolder
+from s3clip_runtime.streams.outputs.json_lines import JsonLines
+from s3clip_runtime.streams.outputs.mqtt import MqttOptions, MqttSink
+from s3clip_runtime.streams.outputs.sink import SightingSink
+from s3clip_runtime.streams.outputs.webhook import Webhook, WebhookOptions
+from s3clip_runtime.streams.page.board import Board
+from s3clip_runtime.streams.page.server import PageServer
+from s3clip_runtime.streams.reading.sources import ReadOptions
+
+_log = logging.getLogger(__name__)
+
+_MB = 2**20
+
+
+def run_site(
+    site: Site,
+    stop: threading.Event,
+    *,
+    contact_sheet: Path | None = None,
+    follow: tuple[Path, threading.Event] | None = None,
+) -> None:
+    """One run over the cameras of a site.
+
+    Args:
+        site: the settings.
+        stop: set it to end in order.
+        contact_sheet: PNG to draw at the end.
+        follow: the site file, and the event that asks to read it again.
+
+    Raises:
+        S3ClipError: the settings are wrong, or at least one camera or output failed. The other cameras and
+            outputs were completed before it is raised.
+    """
+    redactor = set_up_logging(logging.INFO, site.secrets())
+    service = ServiceManager()
+    with ExitStack() as stack:
+        matching = open_matching(stack, site)
+        annotators = _annotators(site)
+        sheet = _contact_sheet(contact_sheet)
+        board = Board() if site.page is not None else None
+        # Plans first: a detector that cannot be opened must not leave an empty file of events.
+        plans = _plans(stack, site, site.cameras, stop)
+        sinks = _open_sinks(site.outputs)
+        sinks |= {f"video {number}": annotator for number, annotator in enumerate(annotators)}
+        sinks |= {} if sheet is None else {"contact sheet": sheet}
+        sinks |= {} if board is None else {"page": board}
+        session = Session(
+            matching,
+            LookSettings(
+                latency_ms=site.latency_ms,
+                enhance=site.enhance == "auto",
+                embedding=site.embedding,
+                explain=site.explain,
+                pictures=board is not None or sheet is not None or site.outputs.crops is not None,
+            ),
+            sinks,
+            [*annotators, *([] if board is None else [board])],
+            stop,
+        )
+        if board is not None:
+            _serve_page(stack, site, board, session)
+        for plan in plans:
+            session.pipeline.add(plan)
+        reload = _reloader(stack, site, follow, session, stop, redactor, service)
+
+        def tick() -> None:
+            service.alive()
+            reload()
+
+        service.ready()
+        problems = session.run(tick)
+        service.stopping()
+        steps = [annotator.write for annotator in annotators]
+        if sheet is not None:
+            steps.append(lambda: sheet.write(_no_verdict))
+        finish_outputs(problems, steps)
+    raise_problems(problems)
+
+
+def open_matching(stack: ExitStack, site: Site) -> Matching:
+    """Bundle, embedder and gallery of a site, closed by `stack`."""
+    bundle = Bundle.open(site.bundle)
+    manifest = bundle.manifest
+    gallery = None
+    if site.gallery is not None:
+        Gallery.describe(site.gallery)  # opening would make a missing file, and everybody be unknown
+        gallery = stack.enter_context(
+            Gallery.open(
+                site.gallery,
+                embedding_space=manifest.embedding_space,
+                dim=manifest.contract.embedding_dim,
+            )
+        )
+    threshold = UNCALIBRATED_THRESHOLD if gallery is None else chosen_threshold(site.threshold)
+    target = None if site.target is None else Target.parse(site.target)
+    embedder = open_embedder(stack, bundle, site.device, site.threads, target)
+    return Matching(bundle, embedder, gallery, threshold)
+
+
+def open_embedder(
+    stack: ExitStack, bundle: Bundle, device: str, threads: int | None, target: Target | None = None
+) -> Embedder:
+    """The bundle's embedder, closed by `stack`; says on standard error where it runs and why."""
+    embedder = stack.enter_context(Embedder(bundle, device=device, target=target, threads=threads))
+    click.echo(f"device {embedder.device}: {embedder.device_reason}", err=True)
+    return embedder
+
+
+def chosen_threshold(threshold: float | None) -> float:
+    """The threshold to use; says so when it is the default, which nobody calibrated."""
+    if threshold is not None:
+        return threshold
+    click.echo(f"threshold {UNCALIBRATED_THRESHOLD} is uncalibrated; set yours with --threshold", err=True)
+    return UNCALIBRATED_THRESHOLD
+
+
+def _plans(
+    stack: ExitStack, site: Site, cameras: Sequence[CameraSettings], stop: threading.Event
+) -> list[CameraPlan]:
+    """What the cameras are made of; their detectors are closed by `stack`."""
+    choices = {
+        camera.name: Choice(camera.detector, None if camera.tiles is None else camera.tile_counts)
+        for camera in cameras
+    }
+    detectors = open_detectors(choices, device=site.device, threads=site.threads, stop=stop)
+    stack.callback(detectors.close)
+    return [
+        CameraPlan(
+            camera.source,
+            detectors.of_camera(camera.name),
+            ReadOptions(camera.open_timeout_s, camera.read_timeout_s, camera.decode),
+            camera.chosen_tracker,
+            site.min_frames,
+            site.first_look_frames,
+        )
+        for camera in cameras
+    ]
+
+
+def _sink_makers(outputs: OutputSettings) -> dict[str, Callable[[], SightingSink] | None]:
+    """How to open each output; None where it is off."""
+    events, mqtt, hook, crops = outputs.events, outputs.mqtt, outputs.webhook, outputs.crops
+    return {
+        "events": None if events is None else partial(_open_events, events),
+        "mqtt": None if mqtt is None else partial(_open_mqtt, mqtt),
+        "webhook": None if hook is None else partial(_open_webhook, hook),
+        "crops": None
+        if crops is None
+        else partial(CropFolder, crops.folder, crops.which, crops.keep_days, crops.max_mb),
+    }
+
+
+def _open_sinks(outputs: OutputSettings) -> dict[str, SightingSink]:
+    """The outputs of events; what was opened is closed again when one of them cannot be."""
+    with ExitStack() as opened:
+        sinks = {}
+        for name, make in _sink_makers(outputs).items():
+            if make is not None:
+                sinks[name] = make()
+                opened.callback(sinks[name].close)
+        opened.pop_all()
+    return sinks
+
+
+def _open_events(settings: EventsOutput) -> JsonLines:
+    path = None if str(settings.path) == "-" else settings.path
+    rotate_bytes = settings.rotate_mb * _MB
+    return JsonLines(path, rotate_bytes=rotate_bytes, keep=settings.keep, fsync=settings.fsync)
+
+
+def _open_mqtt(settings: MqttOutput) -> MqttSink:
+    return MqttSink(
+        MqttOptions(
+            host=settings.host,
+            spool=settings.spool,
+            port=settings.port,
+            topic=settings.topic,
+            user=settings.user,
+            password=None if settings.password is None else settings.password.get_secret_value(),
+            tls=settings.tls,
+            spool_bytes=settings.spool_mb * _MB,
+        )
+    )
+
+
+def _open_webhook(settings: WebhookOutput) -> Webhook:
+    return Webhook(
+        WebhookOptions(
+            url=settings.address.get_secret_value(),
+            spool=settings.spool,
+            token=None if settings.token is None else settings.token.get_secret_value(),
+            spool_bytes=settings.spool_mb * _MB,
+        )
+    )
+
+
+def _annotators(site: Site) -> list[FileAnnotator | LiveAnnotator]:
+    if site.outputs.video is None:
+        return []
+    folder = site.outputs.video.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SinkError(f"folder {folder} cannot be made: {error.strerror}; name another one") from error
+    made: list[FileAnnotator | LiveAnnotator] = []
+    for camera in site.cameras:
+        spec = camera.source
+        if Path(spec.url).exists() and not spec.url.startswith("/dev/"):
+            made.append(FileAnnotator(spec, folder / f"{spec.name}.mp4"))
+        else:
+            made.append(LiveAnnotator(spec, folder / f"{spec.name}.mkv"))
+    return made
+
+
+def _contact_sheet(path: Path | None) -> ContactSheet | None:
+    if path is None:
+        return None
+    if not path.parent.is_dir():  # found out before hours of work, not after
+        raise SinkError(f"contact sheet {path}: its folder does not exist; create it")
+    return ContactSheet(path, "s3clip-run", {})
+
+
+def _no_verdict(sighting: Sighting) -> tuple[str, bool | None]:
+    return "", None
+
+
+def _serve_page(stack: ExitStack, site: Site, board: Board, session: Session) -> None:
+    assert site.page is not None  # the board says so
+    token = None if site.page.token is None else site.page.token.get_secret_value()
+    page = PageServer(board, session.status, host=site.page.host, port=site.page.port, token=token)
+    page.start()
+    stack.callback(page.close)
+    click.echo(f"status page: {page.url}", err=True)
+
+
+def _reloader(
+    stack: ExitStack,
+    site: Site,
+    follow: tuple[Path, threading.Event] | None,
+    session: Session,
+    stop: threading.Event,
+    redactor: Redactor,
+    service: ServiceManager,
+) -> Callable[[], None]:
+    """What the loop calls between two rounds: reads the site again when it was asked to.
+
+    A file that cannot be read or would need a restart changes nothing; the run goes on.
+    """
+    current = site
+
+    def reload() -> None:
+        nonlocal current
+        if follow is None or not follow[1].is_set():
+            return
+        follow[1].clear()
+        service.reloading()
+        try:
+            new = load_site(follow[0])
+            redactor.add(new.secrets())
+            found = changes(current, new)
+            found.check()
+            by_name = {camera.name: camera for camera in new.cameras}
+            plans = _plans(stack, new, [by_name[name] for name in (*found.added, *found.changed)], stop)
+        except S3ClipError as error:
+            _log.error("%s", error)
+        else:
+            for name in (*found.removed, *found.changed):
+                session.pipeline.remove(name)
+            for plan in plans:
+                session.pipeline.add(plan)
+            session.maker.change(
+                chosen_threshold(new.threshold) if new.gallery is not None else None,
+                with_embedding=new.embedding,
+                explain=new.explain,
+            )
+            for name, make in _sink_makers(new.outputs).items():
+                if f"outputs.{name}" in found.applied:
+                    session.outputs.replace(name, make)
+            current = new
+            _log.info("reloaded: %s", found)
+        service.ready()
+
+    return reload
