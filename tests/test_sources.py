@@ -215,7 +215,7 @@ def test_an_early_end_of_a_file(tmp_path: Path) -> None:
 def test_files_wait_for_a_slow_consumer(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", list(range(20)))
     with opened(tmp_path / "a.mp4") as source:
-        time.sleep(1.5)
+        time.sleep(0.8)
         assert [index_of(frame.image) for frame in frames_of(source)] == list(range(20))
 
 

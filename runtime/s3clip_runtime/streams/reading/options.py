@@ -33,9 +33,9 @@ DOWN."""
 TICK_S = 0.15
 """How often the parent looks at a child when nothing happens."""
 
-START_S = 30.0
-"""Longest start of a child, from its process to its first sign of life: 0.3 s alone, more when 16 start at
-once on two cores."""
+START_S = 60.0
+"""Longest start of a child, from its process to its first sign of life: 0.5 s alone, 16 s
+for sixteen at once on two busy cores. Ending a slow start would only make the next one slower."""
 
 FILE_PATIENCE_S = 60.0
 """Longest time for one picture of a file, before its child counts as hung: network disks may sleep."""
