@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -11,23 +11,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from street import FPS, Street
-from test_events import tracklet
 from tiny_bundle import DIM, SPACE, write_tiny_bundle
 
 from s3clip_runtime.errors import BackendError, SinkError, SourceError
 from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle
-from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedder
-from s3clip_runtime.streams.camera import Camera, CameraReport
+from s3clip_runtime.streams.camera import CameraPlan
+from s3clip_runtime.streams.detection.detector import Detector
 from s3clip_runtime.streams.detection.mot import MotDetector
-from s3clip_runtime.streams.events import EndedTracklet, EventMaker, Sighting
+from s3clip_runtime.streams.events import EventMaker, Sighting
 from s3clip_runtime.streams.frames import Detections, Frame, Observation
 from s3clip_runtime.streams.outputs.annotate import FileAnnotator
+from s3clip_runtime.streams.outputs.outputs import FrameWatcher, Outputs
 from s3clip_runtime.streams.outputs.sink import SightingSink
-from s3clip_runtime.streams.pipeline import FrameWatcher, Outputs, Pipeline
+from s3clip_runtime.streams.pipeline import Pipeline
 from s3clip_runtime.streams.reading.sources import SourceSpec
-from s3clip_runtime.streams.recognition.batcher import USUAL_BATCH, Batcher, ClipEmbedder
+from s3clip_runtime.streams.recognition.batcher import Batcher
+from s3clip_runtime.streams.status import CameraStatus, OutputStatus
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,14 @@ class Kept:
     def sighting(self, sighting: Sighting) -> None:
         self.sightings.append(sighting)
 
+    def status(self) -> OutputStatus:
+        return OutputStatus("kept", len(self.sightings))
 
-class Broken:
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Broken(Kept):
     """An output whose disk is full."""
 
     def frame(self, frame: Frame, observations: Sequence[Observation]) -> None:
@@ -68,26 +75,46 @@ class StopAt:
             self.stop.set()
 
 
-def camera(street: Street, name: str = "gate", video: Path | None = None) -> Camera:
-    return Camera(SourceSpec(name, str(video or street.video), "ground"), MotDetector(street.boxes))
+def plan(street: Street, name: str = "gate", video: Path | None = None) -> CameraPlan:
+    return CameraPlan(SourceSpec(name, str(video or street.video), "ground"), MotDetector(street.boxes))
 
 
-def run(
-    cameras: Sequence[Camera],
-    embedder: ClipEmbedder,
-    *,
-    gallery: Gallery | None = None,
-    threshold: float = 0.6,
-    sinks: Sequence[SightingSink] = (),
-    watchers: Sequence[FrameWatcher] = (),
-    stop: threading.Event | None = None,
-) -> tuple[list[Sighting], list[CameraReport], list[SinkError]]:
-    kept = Kept()
-    outputs = Outputs([*sinks, kept], watchers)
-    maker = EventMaker("run", "tiny", SPACE, threshold, with_embedding=False)
-    batcher = Batcher(embedder, gallery, threshold, maker, outputs.sighting)
-    reports = Pipeline(cameras, batcher, outputs, stop or threading.Event()).run(lambda reports: None)
-    return kept.sightings, reports, outputs.errors
+class Run:
+    """A pipeline over a tiny bundle, and what came of it."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        gallery: Gallery | None = None,
+        threshold: float | None = None,
+        sinks: Sequence[SightingSink] = (),
+        watchers: Sequence[FrameWatcher] = (),
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._kept = Kept()
+        sinks = [*sinks, self._kept]
+        self.outputs = Outputs({str(number): sink for number, sink in enumerate(sinks)}, watchers)
+        maker = EventMaker("run", "tiny", SPACE, threshold, with_embedding=False)
+        batcher = Batcher(embedder, gallery, maker, self.outputs.sighting, enhances=lambda height: True)
+        self.pipeline = Pipeline(batcher, self.outputs, stop or threading.Event())
+
+    def go(self, *plans: CameraPlan, tick: Callable[[], None] = lambda: None) -> None:
+        try:
+            for one in plans:
+                self.pipeline.add(one)
+            self.pipeline.run(tick)
+        finally:
+            self.pipeline.close()
+            self.outputs.close()
+
+    @property
+    def sightings(self) -> list[Sighting]:
+        return self._kept.sightings
+
+    @property
+    def cameras(self) -> tuple[CameraStatus, ...]:
+        return self.pipeline.status()
 
 
 def check_against_formula(sightings: Sequence[Sighting], street: Street, frames: int) -> None:
@@ -102,145 +129,194 @@ def check_against_formula(sightings: Sequence[Sighting], street: Street, frames:
         assert event.height_px == 60
 
 
+def vector(sighting: Sighting) -> NDArray[np.float32]:
+    assert sighting.embedding is not None
+    return sighting.embedding
+
+
 def test_every_walker_is_one_event_with_the_embedding_of_its_clip(street: Street, embedder: Embedder) -> None:
-    sightings, (report,), errors = run([camera(street)], embedder)
-    check_against_formula(sightings, street, street.frames)
-    assert errors == []
-    assert (report.frames, report.tracklets, report.events) == (120, 5, 5)
-    assert (report.error, report.dropped, report.live) == (None, 0, False)
-    for sighting in sightings:
-        np.testing.assert_allclose(sighting.embedding, embedder.embed([sighting.clip])[0], atol=1e-6)
-    assert [one.event.event_id for one in sightings] == [f"run-{i:06d}" for i in range(1, 6)]
+    done = Run(embedder)
+    done.go(plan(street))
+    check_against_formula(done.sightings, street, street.frames)
+    (status,) = done.cameras
+    assert done.outputs.errors == []
+    assert (status.frames, status.tracklets, status.events, status.shed) == (120, 5, 5, 0)
+    assert (status.error, sum(status.source.drops.values()), status.live) == (None, 0, False)
+    for sighting in done.sightings:
+        np.testing.assert_allclose(vector(sighting), embedder.embed([sighting.clip])[0], atol=1e-6)
+        assert sighting.event.look == "final"
+    assert [one.event.event_id for one in done.sightings] == [f"run-{i:06d}" for i in range(1, 6)]
 
 
 def test_gallery_names_those_it_knows(street: Street, embedder: Embedder) -> None:
-    first, _, _ = run([camera(street)], embedder)
-    anna = first[1].embedding
-    others = max(float(one.embedding @ anna) for one in first if one is not first[1])
+    first = Run(embedder)
+    first.go(plan(street))
+    anna = vector(first.sightings[1])
+    others = max(float(vector(one) @ anna) for one in first.sightings if one is not first.sightings[1])
     threshold = (1 + others) / 2
     with Gallery.open(None, embedding_space=SPACE, dim=DIM) as gallery:
         gallery.enrol("anna", anna[None], platform="ground", source="test")
-        second, _, _ = run([camera(street)], embedder, gallery=gallery, threshold=threshold)
-    found = [(one.event.decision, one.event.identity) for one in second]
+        second = Run(embedder, gallery=gallery, threshold=threshold)
+        second.go(plan(street))
+    found = [(one.event.decision, one.event.identity) for one in second.sightings]
     assert found == [("match" if i == 1 else "unknown", "anna" if i == 1 else None) for i in range(5)]
-    for one in second:
-        assert one.event.score == pytest.approx(float(one.embedding @ anna), abs=1e-4)
+    for one in second.sightings:
+        assert one.event.score == pytest.approx(float(vector(one) @ anna), abs=1e-4)
         assert one.event.threshold == threshold
 
 
 def test_cameras_do_not_mix(street: Street, embedder: Embedder) -> None:
-    alone, _, _ = run([camera(street)], embedder)
-    both, reports, _ = run([camera(street, "a"), camera(street, "b")], embedder)
-    assert [report.events for report in reports] == [5, 5]
+    alone, both = Run(embedder), Run(embedder)
+    alone.go(plan(street))
+    both.go(plan(street, "a"), plan(street, "b"))
+    assert [status.events for status in both.cameras] == [5, 5]
     for name in "ab":
-        of_one = [one for one in both if one.event.camera == name]
+        of_one = [one for one in both.sightings if one.event.camera == name]
         check_against_formula(of_one, street, street.frames)
-        for one, truth in zip(of_one, alone, strict=True):
+        for one, truth in zip(of_one, alone.sightings, strict=True):
             assert one.event.track == truth.event.track
-            np.testing.assert_allclose(one.embedding, truth.embedding, atol=1e-6)
+            np.testing.assert_allclose(vector(one), vector(truth), atol=1e-6)
 
 
 def test_camera_that_fails_ends_alone(street: Street, embedder: Embedder, tmp_path: Path) -> None:
-    cameras = [camera(street, "gone", tmp_path / "gone.mp4"), camera(street, "here")]
-    sightings, (gone, here), _ = run(cameras, embedder)
-    check_against_formula(sightings, street, street.frames)
-    assert isinstance(gone.error, SourceError)
-    assert "gone.mp4" in str(gone.error)
-    assert (here.error, here.events) == (None, 5)
+    done = Run(embedder)
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    done.go(plan(street, "gone", tmp_path / "gone.mp4"), plan(street, "text", text), plan(street, "here"))
+    check_against_formula(done.sightings, street, street.frames)
+    errors = done.pipeline.errors()
+    assert all(isinstance(error, SourceError) for error in errors)
+    assert sorted(str(error).partition("(")[0] for error in errors) == ["source gone ", "source text "]
+    status = {one.name: one for one in done.cameras}
+    assert (status["here"].error, status["here"].events) == (None, 5)
+    assert {status[name].source.state for name in ("gone", "text")} == {"failed"}
 
 
 class FailsAt:
     """A detector that breaks at one frame, as a network on a lost GPU does."""
 
-    def __init__(self, boxes: MotDetector, index: int) -> None:
+    def __init__(self, boxes: Detector, index: int) -> None:
         self.boxes = boxes
         self.index = index
 
-    def detect(self, frame: Frame) -> Detections:
-        if frame.index == self.index:
+    def detect(self, frames: Sequence[Frame]) -> list[Detections]:
+        if frames[0].index == self.index:
             raise BackendError("the GPU is lost")
-        return self.boxes.detect(frame)
+        return self.boxes.detect(frames)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def test_what_a_failing_camera_saw_before_is_kept(street: Street, embedder: Embedder) -> None:
-    spec = SourceSpec("gate", str(street.video), "ground")
-    sightings, (report,), _ = run([Camera(spec, FailsAt(MotDetector(street.boxes), 60))], embedder)
-    assert str(report.error) == "the GPU is lost"
-    assert report.frames == 60
-    check_against_formula(sightings, street, 60)
+    done = Run(embedder)
+    failing = CameraPlan(
+        SourceSpec("gate", str(street.video), "ground"), FailsAt(MotDetector(street.boxes), 60)
+    )
+    done.go(failing, plan(street, "other"))
+    status = {one.name: one for one in done.cameras}
+    assert (status["gate"].error, status["gate"].frames) == ("the GPU is lost", 60)
+    of_gate = [one for one in done.sightings if one.event.camera == "gate"]
+    check_against_formula(of_gate, street, 60)
+    assert of_gate[-1].event.reason == "lost"
+    assert (status["other"].error, status["other"].events) == (None, 5)
 
 
 def test_broken_outputs_do_not_stop_the_others(street: Street, embedder: Embedder) -> None:
     broken = Broken()
-    sightings, _, errors = run([camera(street)], embedder, sinks=[broken], watchers=[broken])
-    check_against_formula(sightings, street, street.frames)
-    assert sorted(str(error) for error in errors) == ["no room for frames", "no room for sightings"]
+    done = Run(embedder, sinks=[broken], watchers=[broken])
+    done.go(plan(street))
+    check_against_formula(done.sightings, street, street.frames)
+    # As one and the same output it is left out after its first fault.
+    assert [str(error) for error in done.outputs.errors] == ["no room for frames"]
 
 
 @pytest.mark.parametrize("index", [0, 25, 55, 90])
-def test_stop_loses_nothing_that_was_read(street: Street, embedder: Embedder, index: int) -> None:
+def test_a_stop_tells_who_is_in_view_and_marks_them(street: Street, embedder: Embedder, index: int) -> None:
     watcher = StopAt(index)
-    sightings, (report,), _ = run([camera(street)], embedder, watchers=[watcher], stop=watcher.stop)
-    assert index + 1 <= report.frames <= index + 6
-    assert report.error is None
-    check_against_formula(sightings, street, report.frames)
+    done = Run(embedder, watchers=[watcher], stop=watcher.stop)
+    done.go(plan(street))
+    (status,) = done.cameras
+    assert (status.frames, status.error) == (index + 1, None)
+    check_against_formula(done.sightings, street, status.frames)
+    for one in done.sightings:
+        in_view = one.event.last_s > (index - 1) / FPS
+        assert one.event.partial == in_view
+        assert one.event.reason == ("stop" if in_view or index / FPS - one.event.last_s <= 1 else "gone")
 
 
-def test_embedder_failure_ends_the_run_with_its_error(street: Street, tmp_path: Path) -> None:
+def test_an_embedder_that_fails_ends_the_run_but_loses_no_person(street: Street, tmp_path: Path) -> None:
     bundle = Bundle.open(write_tiny_bundle(tmp_path / "bundle", encode_weight=float("nan")))
-    with (
-        Embedder(bundle, device="cpu", threads=1) as broken,
-        pytest.raises(BackendError, match="not finite"),
-    ):
-        run([camera(street)], broken)
+    with Embedder(bundle, device="cpu", threads=1) as broken:
+        done = Run(broken)
+        with pytest.raises(BackendError, match="not finite"):
+            done.go(plan(street))
+    (status,) = done.cameras
+    assert 0 < status.frames <= street.frames
+    check_against_formula(done.sightings, street, status.frames)
+    assert {one.event.decision for one in done.sightings} == {"not_embedded"}
 
 
-class Counting:
-    """The embedder, with a record of how many clips came at a time."""
+class Together:
+    """A detector of several cameras, with a record of whose frames came together."""
 
-    def __init__(self, embedder: Embedder) -> None:
-        self.embedder = embedder
-        self.batches: list[int] = []
+    def __init__(self, street: Street, names: Sequence[str]) -> None:
+        self.boxes = {name: MotDetector(street.boxes) for name in names}
+        self.batches: list[tuple[str, ...]] = []
 
-    def embed(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
-        self.batches.append(len(clips))
-        return self.embedder.embed(clips)
+    def detect(self, frames: Sequence[Frame]) -> list[Detections]:
+        self.batches.append(tuple(frame.camera for frame in frames))
+        return [self.boxes[frame.camera].detect([frame])[0] for frame in frames]
 
-
-def test_batches_are_as_large_as_they_can_be_and_in_order(embedder: Embedder) -> None:
-    counting, kept = Counting(embedder), Kept()
-    maker = EventMaker("run", "tiny", SPACE, None, with_embedding=False)
-    batcher = Batcher(counting, None, 0.6, maker, kept.sighting, latency_s=60)
-    for number in range(2 * USUAL_BATCH + 1):
-        batcher.submit(EndedTracklet(tracklet(), live=False, final=number % 3 == 0))
-    batcher.start()
-    batcher.finish()
-    assert counting.batches == [USUAL_BATCH, USUAL_BATCH, 1]
-    assert [one.event.final for one in kept.sightings] == [i % 3 == 0 for i in range(2 * USUAL_BATCH + 1)]
+    def close(self) -> None:
+        """Nothing is open."""
 
 
-def test_a_lone_tracklet_waits_no_longer_than_the_latency(embedder: Embedder) -> None:
-    kept, arrived = Kept(), threading.Event()
-    maker = EventMaker("run", "tiny", SPACE, None, with_embedding=False)
+def test_cameras_that_share_a_detector_are_one_batch_a_round(street: Street, embedder: Embedder) -> None:
+    names = ("a", "b", "c")
+    shared, done = Together(street, names), Run(embedder)
+    done.go(*(CameraPlan(SourceSpec(name, str(street.video), "ground"), shared) for name in names))
+    assert all(len(set(batch)) == len(batch) for batch in shared.batches)
+    assert sum(len(batch) for batch in shared.batches) == 3 * street.frames
+    assert len(shared.batches) < 2 * street.frames, "most rounds have more than one camera's frame"
+    for name in names:
+        of_one = [one for one in done.sightings if one.event.camera == name]
+        check_against_formula(of_one, street, street.frames)
 
-    def deliver(sighting: Sighting) -> None:
-        kept.sighting(sighting)
-        arrived.set()
 
-    batcher = Batcher(embedder, None, 0.6, maker, deliver, latency_s=0.1)
-    batcher.start()
-    batcher.submit(EndedTracklet(tracklet(), live=True, final=True))
-    assert arrived.wait(10)  # without `finish`: nothing but the latency sends it
-    batcher.finish()
-    assert len(kept.sightings) == 1
+def test_cameras_come_and_go_and_the_others_keep_their_tracks(street: Street, embedder: Embedder) -> None:
+    """As a reload does: one camera is replaced in the middle, its ids go on; another one stays."""
+    done, state = Run(embedder), {"replaced": False}
+
+    def tick() -> None:
+        stays, changes = (
+            next(one for one in done.cameras if one.name == name) for name in ("stays", "changes")
+        )
+        if changes.frames >= 30 and not state["replaced"]:
+            state["replaced"] = True
+            assert stays.source.state != "ended"
+            done.pipeline.remove("changes")
+            done.pipeline.add(plan(street, "changes"))
+
+    done.go(plan(street, "stays"), plan(street, "changes"), tick=tick)
+    assert state["replaced"]
+    check_against_formula(
+        [one for one in done.sightings if one.event.camera == "stays"], street, street.frames
+    )
+    changed = [one.event for one in done.sightings if one.event.camera == "changes"]
+    assert len({event.track for event in changed}) == len(changed)
+    assert [event.reason for event in changed].count("stop") >= 1
+    check_against_formula(
+        [one for one in done.sightings if one.event.camera == "changes"][-5:], street, street.frames
+    )
 
 
 def test_annotated_file_has_all_frames_and_the_names(
     street: Street, embedder: Embedder, tmp_path: Path
 ) -> None:
-    one = camera(street)
+    one = plan(street)
     annotator = FileAnnotator(one.spec, tmp_path / "out.mp4")
-    run([one], embedder, sinks=[annotator], watchers=[annotator])
+    Run(embedder, sinks=[annotator], watchers=[annotator]).go(one)
     annotator.write()
     plain, drawn = _frames(street.video), _frames(tmp_path / "out.mp4")
     assert len(drawn) == len(plain) == street.frames

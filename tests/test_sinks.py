@@ -14,31 +14,22 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from made_sightings import MATCH, UNKNOWN, sightings, text, with_pictures
 from PIL import Image
-from test_events import EMBEDDING, tracklet
 
-from s3clip_runtime.errors import SinkError
-from s3clip_runtime.streams.events import EndedTracklet, EventMaker, Sighting
-from s3clip_runtime.streams.outputs.contact_sheet import write_png
+from s3clip_runtime.errors import SinkError, SourceError
+from s3clip_runtime.gallery.store import Decision
+from s3clip_runtime.streams.events import Sighting
+from s3clip_runtime.streams.frames import Frame, Observation
+from s3clip_runtime.streams.looks import Stage
+from s3clip_runtime.streams.outputs import annotate
+from s3clip_runtime.streams.outputs.annotate import FileAnnotator, LiveAnnotator
+from s3clip_runtime.streams.outputs.contact_sheet import ContactSheet, write_png
 from s3clip_runtime.streams.outputs.drawing import Label, SheetRow, contact_sheet, draw_labels
 from s3clip_runtime.streams.outputs.json_lines import JsonLines
+from s3clip_runtime.streams.outputs.stored_pictures import stored_pictures
 from s3clip_runtime.streams.outputs.video import AnnotatedVideo
-
-
-def sightings(count: int) -> list[Sighting]:
-    maker = EventMaker("run", "tiny", "ab" * 32, None, with_embedding=False)
-    ended = EndedTracklet(tracklet(), live=False, final=True)
-    clip = ended.tracklet.clip()
-    events = [maker.make(ended, clip.hr, EMBEDDING, None, now_unix_s=0) for _ in range(count)]
-    # Different lengths, so that the place where the disk is full differs from line to line.
-    return [
-        Sighting(replace(event, camera="c" * (i % 7 + 1)), clip, EMBEDDING, ())
-        for i, event in enumerate(events)
-    ]
-
-
-def text(many: list[Sighting]) -> str:
-    return "".join(one.event.line() + "\n" for one in many)
+from s3clip_runtime.streams.reading.addresses import SourceSpec
 
 
 @contextmanager
@@ -145,7 +136,8 @@ def test_path_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_closed_pipe_is_one_error_and_no_traceback(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_sinks import JsonLines, sightings\n"
+        "from made_sightings import sightings\n"
+        "from s3clip_runtime.streams.outputs.json_lines import JsonLines\n"
         "from s3clip_runtime.errors import SinkError\n"
         "sink = JsonLines(None)\n"
         "for one in sightings(3): sink.sighting(one)\n"
@@ -239,8 +231,118 @@ def test_contact_sheet_shows_the_very_pixels() -> None:
     assert contact_sheet([], "title").shape[1:] == sheet.shape[1:]
 
 
+def test_contact_sheet_has_a_row_for_each_final_sighting(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.png"
+    first, plain, enhanced = (*sightings(1, stage="first"), *sightings(2, decision=MATCH, seed=1))
+    enhanced = with_pictures(enhanced)
+    assert enhanced.pictures is not None
+    sheet = ContactSheet(path, "title", {})
+    for one in (first, plain, enhanced):
+        sheet.sighting(one)
+    assert sheet.status().delivered == 2
+    sheet.write(lambda one: ("fine", True))
+    drawn = np.asarray(Image.open(path))
+    assert drawn.shape[0] == contact_sheet([], "title").shape[0] + 152  # a second row
+    assert all(_holds(drawn, picture) for picture in enhanced.pictures)
+
+
 def _holds(sheet: np.ndarray, picture: np.ndarray) -> bool:
     """Whether `picture` is somewhere in `sheet`, pixel for pixel."""
     height, width = picture.shape[:2]
     corners = np.argwhere((sheet == picture[0, 0]).all(axis=2))
     return any(np.array_equal(sheet[y : y + height, x : x + width], picture) for y, x in corners)
+
+
+def looks(track: int, *given: tuple[int, Stage, float, Decision | None]) -> list[Sighting]:
+    """Sightings of one track of camera c: part, stage, last_s and decision."""
+    made = []
+    for part, stage, last_s, decision in given:
+        one = sightings(1, stage=stage, decision=decision)[0]
+        made.append(replace(one, event=replace(one.event, track=track, part=part, last_s=last_s)))
+    return made
+
+
+def record_texts(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The texts on each frame that is drawn from now on."""
+    drawn: list[list[str]] = []
+
+    def recorded(image: np.ndarray, labels: list[Label]) -> np.ndarray:
+        drawn.append([label.text for label in labels])
+        return draw_labels(image, labels)
+
+    monkeypatch.setattr(annotate, "draw_labels", recorded)
+    return drawn
+
+
+BOX = np.array([10, 10, 30, 50], np.float32)
+
+
+@pytest.mark.parametrize("kind", ["video", "folder"])
+def test_file_is_drawn_with_the_last_look_at_each_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    source = tmp_path / "in.mp4" if kind == "video" else tmp_path / "in"
+    images = [np.full((120, 160, 3), 20 * number, np.uint8) for number in range(10)]
+    if kind == "video":
+        video = AnnotatedVideo(source, (120, 160), 10)
+        for number, image in enumerate(images):
+            video.write(image, number / 10)
+        video.close()
+    else:
+        source.mkdir()
+        for number, image in enumerate(images):
+            write_png(source / f"{number + 5}.png", image)  # 10 comes after 9, not after 1
+    spec = SourceSpec("c", str(source), "ground")
+    annotator = FileAnnotator(spec, tmp_path / "out.mp4")
+    for number in range(8):  # the run was stopped before the end
+        observations = [Observation(3, BOX, 1), *([Observation(4, BOX, 1)] if number == 0 else [])]
+        annotator.frame(Frame("c", number, number / 10, images[number]), observations)
+    for one in looks(
+        3,
+        (0, "first", 0.1, UNKNOWN),
+        (1, "first", 0.5, MATCH),  # before the end of part 0 came out
+        (0, "final", 0.3, MATCH),
+        (1, "refined", 0.55, MATCH),
+        (1, "final", 0.6, UNKNOWN),
+    ):
+        annotator.sighting(one)
+    drawn = record_texts(monkeypatch)
+    annotator.write()
+    assert drawn[0] == ["#3 anna 0.91", "#4"]
+    assert drawn[1:] == [["#3 anna 0.91"]] * 3 + [["#3 unknown 0.30"]] * 4
+    shown = [
+        picture.mean() for picture, _ in stored_pictures(SourceSpec("o", str(tmp_path / "out.mp4"), "ground"))
+    ]
+    np.testing.assert_allclose(np.diff(shown), 20, atol=8)  # the right pictures in the right order
+    assert annotator.status().delivered == 5
+
+
+def test_file_that_is_gone_is_told(tmp_path: Path) -> None:
+    spec = SourceSpec("c", str(tmp_path / "gone.mp4"), "ground")
+    annotator = FileAnnotator(spec, tmp_path / "out.mp4")
+    with pytest.raises(SourceError, match=r"gone\.mp4.*leave the file in place"):
+        annotator.write()
+
+
+def test_live_video_shows_the_newest_look_and_forgets_old_tracks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annotate, "_TRACKS_REMEMBERED", 2)
+    drawn = record_texts(monkeypatch)
+    annotator = LiveAnnotator(SourceSpec("c", "rtsp://x", "ground"), tmp_path / "out.mkv")
+    frame = Frame("c", 0, 0.0, np.zeros((120, 160, 3), np.uint8))
+    for one in (
+        None,
+        *looks(3, (0, "first", 0.1, UNKNOWN), (0, "final", 0.2, MATCH)),
+        *looks(4, (0, "first", 0.1, MATCH)),
+    ):
+        if one is not None:
+            annotator.sighting(one)
+        annotator.frame(frame, [Observation(3, BOX, 1)])
+    annotator.sighting(looks(5, (0, "first", 0.1, MATCH))[0])
+    annotator.frame(frame, [Observation(3, BOX, 1)])
+    annotator.close()
+    annotator.write()  # already ended
+    assert drawn == [["#3 …"], ["#3 unknown 0.30"], ["#3 anna 0.91"], ["#3 anna 0.91"], ["#3 …"]]
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert len(list(container.decode(video=0))) == 5

@@ -158,7 +158,8 @@ def test_checkpoints_load_strictly(tiny_world: Path, tmp_path: Path) -> None:
 
 
 def test_configs_of_the_repository_are_valid() -> None:
-    files = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+    files = set((Path(__file__).parents[1] / "configs").glob("*.toml"))
+    files = {file for file in files if file.name != "site.toml"}  # of s3clip-run: tests/test_site.py
     assert files
     for file in files:
         assert json.loads(load_config(file).model_dump_json())

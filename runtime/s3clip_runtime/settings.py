@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -78,14 +79,14 @@ def validated(
 
 
 def _problem(model: type[BaseModel], tree: Mapping[str, Any], item: dict[str, Any], shown: Shown) -> str:
-    where = _key_path(tree, item["loc"])
+    where = f"{_key_path(tree, item['loc'])}: " if item["loc"] else ""
     key = str(item["loc"][-1]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
         near = _nearest(model, item["loc"])
-        return f"{where}: unknown key" + (f"; did you mean {near}?" if near else "")
+        return f"{where}unknown key" + (f"; did you mean {near}?" if near else "")
     message = str(item["msg"]).removeprefix("Value error, ")
     value = None if isinstance(item["input"], dict) else shown(key, item["input"])
-    return f"{where}: {message}" + ("" if value is None else f", got {value}")
+    return f"{where}{message}" + ("" if value is None else f", got {value}")
 
 
 def _key_path(tree: object, location: Sequence[str | int]) -> str:
@@ -95,11 +96,13 @@ def _key_path(tree: object, location: Sequence[str | int]) -> str:
         if isinstance(tree, list) and isinstance(part, int) and part < len(tree):
             tree = tree[part]
             name = tree.get("name") if isinstance(tree, dict) else None
-            text += f"[{name}]" if isinstance(name, str) and name else f"[number {part + 1}]"
+            # A name with other characters is a fault itself, perhaps an address with its password: not shown.
+            plain = isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)
+            text += f"[{name}]" if plain else f"[number {part + 1}]"
         else:
             tree = tree.get(part) if isinstance(tree, dict) else None
             text += f".{part}" if text else str(part)
-    return text or "the whole file"
+    return text
 
 
 def _nearest(model: type[BaseModel], location: Sequence[str | int]) -> str | None:

@@ -156,7 +156,7 @@ def _plans(
     return [
         CameraPlan(
             camera.source,
-            detectors.of(camera.name),
+            detectors.of_camera(camera.name),
             ReadOptions(camera.open_timeout_s, camera.read_timeout_s, camera.decode),
             camera.chosen_tracker,
             site.min_frames,

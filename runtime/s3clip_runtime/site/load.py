@@ -126,4 +126,4 @@ def _shown(key: str, value: object) -> str | None:
     """A wrong value in a message: never an address or what stands in place of a variable's name."""
     if key.startswith("url") or key.endswith(("_env", "_file")) or not isinstance(value, str | int | float):
         return None
-    return repr(redact(value) if isinstance(value, str) else value)
+    return repr(redact(value).partition("?")[0] if isinstance(value, str) else value)

@@ -20,19 +20,17 @@ from pydantic import (
     model_validator,
 )
 
+from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.spec import PLATFORMS
 from s3clip_runtime.site.outputs import Outputs
-from s3clip_runtime.site.secrets import secret_parts
-from s3clip_runtime.site.section import SitePath, SiteSection, Variable, resolved
+from s3clip_runtime.site.secrets import read_secret, secret_parts
+from s3clip_runtime.site.section import SitePath, SiteSection, Variable, resolved, variable_name
 from s3clip_runtime.streams.reading.addresses import SourceSpec
 
 NAME_RULE = "letters, digits, '_', '.' and '-', not dots alone"
 _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]+")  # not dots alone: names become names of files and folders
 
 Tracker = Literal["bytetrack", "botsort"]
-
-ONE_CAMERA_DETECTORS = ("-", "unix:", "tcp:")
-"""Beginnings of detectors that belong to one camera: boxes that come in from outside."""
 
 
 class PageSettings(SiteSection):
@@ -46,7 +44,7 @@ class PageSettings(SiteSection):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        host, _ = _host_and_port(self.listen, "listen", lowest=0)
+        host, _ = _host_and_port(self.listen)
         self._token = self._secret("token")
         if self._token is None and not _is_loopback(host):
             raise ValueError(
@@ -58,12 +56,12 @@ class PageSettings(SiteSection):
     @property
     def host(self) -> str:
         """Address to listen on, an IPv6 one without its brackets."""
-        return _host_and_port(self.listen, "listen", lowest=0)[0]
+        return _host_and_port(self.listen)[0]
 
     @property
     def port(self) -> int:
         """Port to listen on; 0 takes any free one."""
-        return _host_and_port(self.listen, "listen", lowest=0)[1]
+        return _host_and_port(self.listen)[1]
 
     @property
     def token(self) -> SecretStr | None:
@@ -84,7 +82,7 @@ class CameraSettings(SiteSection):
     """One of `spec.PLATFORMS`."""
     detector: str = "background"
     """`background`, a network FILE.onnx or its exported FOLDER, MOT boxes FILE.txt; JSON lines: `-`,
-    `unix:PATH`, `tcp:HOST:PORT`."""
+    `unix:PATH`, `tcp:HOST:PORT`, these two with `?token_env=NAME` or `?token_file=PATH` if wanted."""
     tiles: str | None = None
     """ROWSxCOLS that a network also searches, for small persons."""
     tracker: Tracker | None = None
@@ -95,6 +93,7 @@ class CameraSettings(SiteSection):
     """Seconds without a picture after which a connection counts as lost."""
     decode: Literal["cpu", "cuda"] = "cpu"
     _address: SecretStr = PrivateAttr()
+    _box_token: SecretStr | None = PrivateAttr(None)
 
     @field_validator("name")
     @classmethod
@@ -115,12 +114,8 @@ class CameraSettings(SiteSection):
     def _detectors(cls, detector: str, info: ValidationInfo) -> str:
         if detector in ("background", "-"):
             return detector
-        kind, mark, rest = detector.partition(":")
-        if mark and kind == "tcp":
-            _host_and_port(rest, "tcp", lowest=1)
-            return detector
-        if mark and kind == "unix":
-            return f"unix:{resolved(Path(rest), info)}"
+        if detector.startswith(("unix:", "tcp:")):
+            return _box_address(detector, info)
         path = resolved(Path(detector), info)
         if not os.path.exists(path):  # unlike Path.exists, False where it may not look
             choices = "background, FILE.onnx, FOLDER, FILE.txt, -, unix:PATH or tcp:HOST:PORT"
@@ -139,8 +134,10 @@ class CameraSettings(SiteSection):
         url = self._secret("url", required=True)
         assert url is not None  # required
         self._address = SecretStr(_camera_address(url.get_secret_value(), info))
+        self._box_token = _box_token(self.detector)
         if self.tiles is not None and not self._is_network():
-            raise ValueError(f"tiles: works with a network, not with detector {self.detector}; leave it out")
+            shown = self.detector.partition("?")[0]
+            raise ValueError(f"tiles: works with a network, not with detector {shown}; leave it out")
         if self.decode == "cuda" and self._address.get_secret_value().startswith("gst:"):
             raise ValueError("decode: a gst: pipeline brings its own decoder; leave decode out")
         return self
@@ -161,13 +158,18 @@ class CameraSettings(SiteSection):
         """The tracker as set, else by the platform."""
         return self.tracker or ("botsort" if self.platform == "aerial" else "bytetrack")
 
+    def secrets(self) -> frozenset[str]:
+        """Words of the camera that must never be shown."""
+        token = () if self._box_token is None else (self._box_token.get_secret_value(),)
+        return secret_parts(self.source.url).union(token)
+
     def does_the_same_as(self, other: CameraSettings) -> bool:
         """True when a camera with the other settings would give the same events: tracks may go on."""
         return self._effective() == other._effective()
 
     def _effective(self) -> tuple[object, ...]:
-        times = self.open_timeout_s, self.read_timeout_s
-        return self.source, self.detector, self.tile_counts, self.chosen_tracker, self.decode, *times
+        reading = self.source, self.decode, self.open_timeout_s, self.read_timeout_s
+        return *reading, self.detector, self._box_token, self.tile_counts, self.chosen_tracker
 
     def _is_network(self) -> bool:
         return self.detector.lower().endswith(".onnx") or os.path.isdir(self.detector)
@@ -179,10 +181,6 @@ def _cameras_differ(cameras: tuple[CameraSettings, ...]) -> tuple[CameraSettings
     for name, count in Counter(camera.name for camera in cameras).items():
         if count > 1:
             raise ValueError(f"{count} are named {name}; give each its own name")
-    outside = (one.detector for one in cameras if one.detector.startswith(ONE_CAMERA_DETECTORS))
-    for detector, count in Counter(outside).items():
-        if count > 1:
-            raise ValueError(f"{count} have the detector {detector}, which can serve one; give each its own")
     return cameras
 
 
@@ -233,7 +231,7 @@ class Site(SiteSection):
         """All words of the site that must never be shown; for `cli.log`."""
         words = set(self.outputs.secrets())
         for camera in self.cameras:
-            words |= secret_parts(camera.source.url)
+            words |= camera.secrets()
         if self.page is not None and self.page.token is not None:
             words.add(self.page.token.get_secret_value())
         return frozenset(words)
@@ -243,12 +241,31 @@ def _camera_address(text: str, info: ValidationInfo) -> str:
     return text if "://" in text or text.startswith("gst:") else str(resolved(Path(text), info))
 
 
-def _host_and_port(text: str, key: str, *, lowest: int) -> tuple[str, int]:
+def _box_address(text: str, info: ValidationInfo) -> str:
+    """The address with the paths in it resolved. Its form is checked by who listens there."""
+    plain, mark, query = text.partition("?")
+    if plain.startswith("unix:"):
+        plain = f"unix:{resolved(Path(plain.removeprefix('unix:')), info)}"
+    if query.startswith("token_file="):
+        query = f"token_file={resolved(Path(query.removeprefix('token_file=')), info)}"
+    return plain + mark + query
+
+
+def _box_token(detector: str) -> SecretStr | None:
+    """What senders of boxes must show."""
+    way, _, name = detector.partition("?")[2].partition("=")
+    try:
+        if way == "token_env":
+            return read_secret("token", None, variable_name(name), None)
+        return read_secret("token", None, None, Path(name)) if way == "token_file" else None
+    except ConfigError as error:
+        raise ValueError(f"detector: {error}") from None
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[^\[\]:/\s]+):(\d{1,5})", text)
-    if match is None or not lowest <= int(match[2]) <= 65535:
-        raise ValueError(
-            f"{key}: not HOST:PORT with a port of {lowest} to 65535, like 127.0.0.1:8765 or [::1]:8765"
-        )
+    if match is None or int(match[2]) > 65535:
+        raise ValueError("listen: not HOST:PORT with a port of 0 to 65535, like 127.0.0.1:8765 or [::1]:8765")
     return match[1].strip("[]"), int(match[2])
 
 

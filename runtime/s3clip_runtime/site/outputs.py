@@ -38,7 +38,7 @@ class MqttOutput(SiteSection):
     host: str = Field(min_length=1)
     port: int = Field(default=1883, ge=1, le=65535)
     topic: str = "s3clip/{camera}/sightings"
-    """`{camera}` stands for the camera's name."""
+    """`{camera}`, `{look}` and `{decision}` are filled in from the event."""
     user: str | None = None
     password_env: Variable | None = None
     password_file: SitePath | None = None
@@ -50,9 +50,9 @@ class MqttOutput(SiteSection):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        bare = self.topic.replace("{camera}", "")
+        bare = re.sub(r"\{(camera|look|decision)\}", "", self.topic)
         if not self.topic or re.search(r"[+#{}\x00]", bare):
-            raise ValueError("topic: not one to publish to; leave out + and #, and no braces but {camera}")
+            raise ValueError("topic: not one to publish to; leave out + and #, and write places as {camera}")
         self._password = self._secret("password")
         if self._password is not None and self.user is None:
             raise ValueError("user: missing, and a password is given; MQTT has no password without a user")

@@ -44,8 +44,13 @@ def resolved(path: Path, info: ValidationInfo) -> Path:
     return folder / path if isinstance(folder, Path) else path
 
 
-def _variable(name: str) -> str:
-    # Capitals only: a password that was written here by mistake is refused, and never printed as a name.
+def variable_name(name: str) -> str:
+    """The name of an environment variable. Capitals only: a password that was written here by mistake is
+    refused, and never printed as a name.
+
+    Raises:
+        ValueError: it is none.
+    """
     if re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) is None:
         raise ValueError(
             "not the name of an environment variable in A-Z, 0-9 and _; write the name, not the value"
@@ -56,5 +61,5 @@ def _variable(name: str) -> str:
 SitePath = Annotated[Path, AfterValidator(resolved)]
 """A path, relative to the site file."""
 
-Variable = Annotated[str, AfterValidator(_variable)]
+Variable = Annotated[str, AfterValidator(variable_name)]
 """Name of an environment variable."""

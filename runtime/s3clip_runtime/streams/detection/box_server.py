@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hmac
 import logging
-import os
-import select
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
 
 from s3clip_runtime.streams.detection.box_address import BoxAddress
 from s3clip_runtime.streams.detection.box_lines import MAX_LINE_BYTES, BadLine, LineCutter, parse_object
+from s3clip_runtime.streams.detection.box_pipes import TICK_S, Pipe, SocketPipe, StdinPipe
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,57 +30,15 @@ HOPELESS_BYTES = 8 * MAX_LINE_BYTES
 """Bytes without a line end that end a connection."""
 TOKEN_S = 10.0
 """Within this time a connection must have sent its token, where one is asked for."""
-TICK_S = 0.25
-"""How often readers look whether they shall end."""
 JOIN_S = 2.0
 QUIET_S = 10.0
 """Between two lines of the log about the same fault, whatever the number of connections."""
-
-_CHUNK = 1 << 16
-
-
-class _Pipe(Protocol):
-    """Where bytes come from."""
-
-    def read(self) -> bytes | None:
-        """Some bytes, none at the end, None if nothing came within `TICK_S`. Raises OSError."""
-
-    def close(self) -> None:
-        """End it."""
-
-
-class _Stdin:
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def read(self) -> bytes | None:
-        if not select.select([self._descriptor], [], [], TICK_S)[0]:
-            return None
-        return os.read(self._descriptor, _CHUNK)
-
-    def close(self) -> None:
-        """It belongs to the process."""
-
-
-class _Socket:
-    def __init__(self, connected: socket.socket) -> None:
-        self._socket = connected
-        connected.settimeout(TICK_S)
-
-    def read(self) -> bytes | None:
-        try:
-            return self._socket.recv(_CHUNK)
-        except TimeoutError:
-            return None
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 class _Connection:
     """One sender, read to its end by the thread that calls `serve`."""
 
-    def __init__(self, number: int, pipe: _Pipe, server: BoxServer) -> None:
+    def __init__(self, number: int, pipe: Pipe, server: BoxServer) -> None:
         self.number = number
         self.last_good_s: float | None = None
         self.started_s = time.monotonic()
@@ -92,6 +48,11 @@ class _Connection:
         self._trusted = server.address.token is None
         self._bad_in_row = 0
         self._told: set[str] = set()
+
+    def end(self) -> None:
+        """Called by another thread: let `serve` return soon."""
+        self.dropped.set()
+        self._pipe.wake()
 
     def serve(self) -> None:
         """Read lines until the sender ends, the server ends, or it is hopeless."""
@@ -191,7 +152,7 @@ class BoxServer:
         self._listener: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
         if address.stdin:
-            self._start(_Stdin(descriptor))
+            self._start(StdinPipe(descriptor))
             return
         self._listener = address.listen()
         self._listener.settimeout(TICK_S)
@@ -259,9 +220,9 @@ class BoxServer:
                 self.closing.wait(TICK_S)
                 continue
             self._make_room()
-            self._start(_Socket(connected))
+            self._start(SocketPipe(connected))
 
-    def _start(self, pipe: _Pipe) -> None:
+    def _start(self, pipe: Pipe) -> None:
         with self._lock:
             self._made += 1
             connection = _Connection(self._made, pipe, self)
@@ -287,11 +248,13 @@ class BoxServer:
             self._connections.pop(connection, None)
 
     def _make_room(self) -> None:
+        while self.connections >= 2 * MAX_CONNECTIONS and not self.closing.is_set():
+            self.closing.wait(TICK_S)  # those that were dropped have not ended yet
         with self._lock:
             held = [one for one in self._connections if not one.dropped.is_set()]
             if len(held) < MAX_CONNECTIONS:
                 return
             worst = min(held, key=lambda one: (one.last_good_s is not None, one.last_good_s or one.started_s))
             self.dropped += 1
-            worst.dropped.set()
+        worst.end()
         self.say("room", f"connection {worst.number} is dropped: more than {MAX_CONNECTIONS} are open")

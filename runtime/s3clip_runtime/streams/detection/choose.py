@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3clip_runtime.errors import ConfigError
+from s3clip_runtime.errors import BackendError, ConfigError
 from s3clip_runtime.streams.detection.background import BackgroundDetector
 from s3clip_runtime.streams.detection.box_address import is_box_address, parse_box_address
 from s3clip_runtime.streams.detection.detector import Detector
@@ -16,6 +16,7 @@ from s3clip_runtime.streams.detection.external import BoxesStatus, ExternalBoxes
 from s3clip_runtime.streams.detection.folder import open_folder, open_graph
 from s3clip_runtime.streams.detection.mot import MotDetector
 from s3clip_runtime.streams.detection.network import NetworkDetector, Settings
+from s3clip_runtime.streams.reading.addresses import redact
 
 BACKGROUND = "background"
 CHOICES = (
@@ -49,8 +50,8 @@ class Detectors:
     def __init__(self, of_camera: Mapping[str, Detector]) -> None:
         self._of_camera = dict(of_camera)
 
-    def of(self, camera: str) -> Detector:
-        """The camera's own, or the one that it shares."""
+    def of_camera(self, camera: str) -> Detector:
+        """The detector of one camera, perhaps shared with others."""
         return self._of_camera[camera]
 
     @property
@@ -112,16 +113,17 @@ def open_detectors(
 def _check(camera: str, choice: Choice) -> None:
     name = choice.detector
     network = _is_network(name)
+    shown = redact(name).partition("?")[0]  # an address may hold a token or a password
     if choice.tiles is not None and not network:
         raise ConfigError(
-            f"camera {camera}: tiles work with a network, not with detector {name!r}; leave them out"
+            f"camera {camera}: tiles work with a network, not with detector {shown!r}; leave them out"
         )
     if choice.layout is not None and Path(name).suffix.lower() != ".onnx":
         raise ConfigError(
-            f"camera {camera}: a layout is named for an .onnx file, not for detector {name!r}; leave it out"
+            f"camera {camera}: a layout is named for an .onnx file, not for detector {shown!r}; leave it out"
         )
     if not (network or name == BACKGROUND or is_box_address(name) or Path(name).suffix.lower() == ".txt"):
-        raise ConfigError(f"camera {camera}: detector {name!r} is unknown; give {CHOICES}")
+        raise ConfigError(f"camera {camera}: detector {shown!r} is unknown; give {CHOICES}")
 
 
 def _is_network(name: str) -> bool:
@@ -143,9 +145,9 @@ def _open_network(
         session, settings = open_graph(path, device, threads), Settings(layout)
     try:
         return NetworkDetector(session, settings, tiles=tiles)
-    except BaseException:
+    except (BackendError, ConfigError) as error:
         session.close()
-        raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _own(name: str) -> Detector:

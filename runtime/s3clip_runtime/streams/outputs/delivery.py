@@ -89,6 +89,7 @@ class Delivery:
         self._spool = spool
         self._delivered = self._refused = 0
         self._error = "not connected yet"
+        self._refusal = ""
         self._failing = False
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -104,7 +105,7 @@ class Delivery:
     def status(self) -> OutputStatus:
         """How many events are delivered, wait, and are lost."""
         lost = self._spool.lost + self._refused
-        error = self._error or self._spool.error
+        error = self._error or self._refusal or self._spool.error
         return OutputStatus(self._carrier.name, self._delivered, self._spool.waiting, lost, error)
 
     def close(self) -> None:
@@ -151,42 +152,40 @@ class Delivery:
 
     def _deliver(self, item: Spooled | None) -> Failed | None:
         """Bring one event over, or only keep the connection when there is none."""
-        refusal = ""
         try:
-            outcome = self._carrier.ready()
-            if outcome is None and item is not None:
-                answer = self._carrier.send(item)
-                self._settle(item, answer)
-                outcome = answer if isinstance(answer, Failed) else None
-                refusal = f"refused: {answer.reason}" if isinstance(answer, Refused) else ""
+            failed = self._carrier.ready()
+            if failed is None and item is not None:
+                failed = self._settle(item, self._carrier.send(item))
         except Exception as error:  # a bug must not end the delivery for months
-            _log.exception("%s: unexpected", self._carrier.name)
-            outcome = Failed(f"unexpected {type(error).__name__}")
-        if outcome is None:
+            failed = Failed(f"unexpected {type(error).__name__}")
+            if failed.reason != self._error:
+                _log.exception("%s: unexpected", self._carrier.name)
+        if failed is None:
             if self._failing:
                 _log.warning("%s: works again", self._carrier.name)
-            self._failing = False
-            self._error = refusal
-        elif outcome.reason != self._error:
-            _log.warning("%s: %s; events wait in the spool", self._carrier.name, outcome.reason)
-            self._error = outcome.reason
-            self._failing = True
-        return outcome
+            self._error = ""
+        elif failed.reason != self._error:
+            _log.warning("%s: %s; events wait in the spool", self._carrier.name, failed.reason)
+            self._error = failed.reason
+        self._failing = failed is not None
+        return failed
 
-    def _settle(self, item: Spooled, answer: Delivered | Refused | Failed) -> None:
+    def _settle(self, item: Spooled, answer: Delivered | Refused | Failed) -> Failed | None:
+        """Forget an event that needs no other try."""
         if isinstance(answer, Failed):
-            return
+            return answer
         was_there = self._spool.acknowledge(item)
         if isinstance(answer, Delivered):
             self._delivered += was_there
-            return
+            self._refusal = ""
+            return None
         self._refused += was_there
+        self._refusal = f"events are refused: {answer.reason}"
         # Every power of ten, so that a wrong address does not fill the log.
         if self._refused == 10 ** (len(str(self._refused)) - 1):
-            count = self._refused
-            _log.error(
-                "%s: %s was refused: %s; %d lost", self._carrier.name, item.event_id, answer.reason, count
-            )
+            words = f"{item.event_id} was refused: {answer.reason}; {self._refused} lost"
+            _log.error("%s: %s", self._carrier.name, words)
+        return None
 
     def _pause(self, failures: int, failed: Failed) -> None:
         pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures - 1, 10)) * random.uniform(0.5, 1)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _KEEPALIVE_S = 30  # a broker publishes the last will after one and a half of it
-_ANSWER_S = 10.0
 _GOODBYE_S = 1.0
 _PLACES = ("camera", "look", "decision")
 
@@ -43,6 +42,7 @@ class MqttOptions:
         ca_file: PEM file of the authority that signed it; None takes the system's.
         client_id: None makes a new one, so that two runs never push each other out.
         spool_bytes: limit of the spool.
+        timeout_s: seconds to wait for each answer of the broker, above 0; half of it to connect.
     """
 
     host: str
@@ -56,6 +56,7 @@ class MqttOptions:
     ca_file: Path | None = None
     client_id: str | None = None
     spool_bytes: int = 64 * 2**20
+    timeout_s: float = 10.0
 
 
 class MqttSink(Delivery):
@@ -78,7 +79,7 @@ class MqttSink(Delivery):
 
 def filled_topic(template: str, event: dict[str, Any]) -> str:
     """The topic of an event. Letters that mean something in topics (`/ + # $`) become `_`, also in names."""
-    for place in _PLACES:
+    for place in _PLACES:  # a filled in name holds no braces, so it is not taken for a place
         template = template.replace(f"{{{place}}}", re.sub(r"[^\w.-]", "_", str(event[place])))
     return template
 
@@ -107,13 +108,11 @@ class _Broker:
         self._drop()
         if reason:
             return Failed(str(reason))
-        connection = None
+        connection = _Connection(self._options, self._client_id)
         try:
-            connection = _Connection(self._options, self._client_id)
-            connection.greet()
+            connection.open()
         except (OSError, ValueError, _Lost) as error:
-            if connection is not None:
-                connection.drop()
+            connection.drop()
             return Failed(str(error) if isinstance(error, _Lost) else fault(error))
         self._connection = connection
         return None
@@ -144,7 +143,7 @@ class _Lost(Exception):
 
 
 class _Connection:
-    """One connection to the broker, from CONNECT until it is lost; a new one has a new client of paho.
+    """One connection to the broker, until it is lost; the next one has a new client of paho.
 
     A client that reconnects by itself would send what it still holds again, behind the spool's back.
     """
@@ -154,51 +153,58 @@ class _Connection:
         from paho.mqtt.enums import CallbackAPIVersion
 
         self.lost: str | None = None
-        self._status_topic = options.status_topic
+        self._options = options
+        self._timeout_s = options.timeout_s
         self._answers: queue.SimpleQueue[int] = queue.SimpleQueue()  # packet ids; 0 for CONNACK, -1 for lost
         self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, reconnect_on_failure=False)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish
+
+    def open(self) -> None:
+        """Connect, wait for the broker's answer, and say that we are online.
+
+        Raises:
+            _Lost, OSError, ValueError: it failed.
+        """
+        options, client = self._options, self._client
         if options.user is not None:
-            self._client.username_pw_set(options.user, options.password)
+            client.username_pw_set(options.user, options.password)
         if options.tls:
-            self._client.tls_set_context(ssl.create_default_context(cafile=options.ca_file))
-        self._client.will_set(options.status_topic, "offline", qos=1, retain=True)
-        self._client.connect(options.host, options.port, keepalive=_KEEPALIVE_S)
-
-    def greet(self) -> None:
-        """Wait for the broker's answer and say that we are online. Raises _Lost."""
-        self._client.loop_start()
+            client.tls_set_context(ssl.create_default_context(cafile=options.ca_file))
+        client.will_set(options.status_topic, "offline", qos=1, retain=True)
+        client.connect_timeout = options.timeout_s / 2
+        client.connect(options.host, options.port, keepalive=_KEEPALIVE_S)
+        client.loop_start()
         self._await(0)
-        self.publish(self._status_topic, b"online", retain=True)
+        self.publish(options.status_topic, b"online", retain=True)
 
-    def publish(
-        self, topic: str, payload: bytes, *, retain: bool = False, timeout_s: float = _ANSWER_S
-    ) -> None:
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Publish and wait until the broker has it. Raises _Lost."""
-        self._await(self._client.publish(topic, payload, qos=1, retain=retain).mid, timeout_s)
+        self._await(self._client.publish(topic, payload, qos=1, retain=retain).mid)
 
     def say_offline(self) -> None:
         """Do what the last will would do; a clean end takes it back."""
+        self._timeout_s = min(self._timeout_s, _GOODBYE_S)
         try:
-            self.publish(self._status_topic, b"offline", retain=True, timeout_s=_GOODBYE_S)
+            self.publish(self._options.status_topic, b"offline", retain=True)
         except (OSError, ValueError, _Lost) as error:
             _log.debug("offline was not published: %s", error)
 
     def drop(self) -> None:
         """End it and paho's thread."""
-        self._client.on_disconnect = None
         self._client.disconnect()
         self._client.loop_stop()
+        # Without the circle its sockets go now, not when the collector comes by.
+        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
 
-    def _await(self, answer: int, timeout_s: float = _ANSWER_S) -> None:
+    def _await(self, answer: int) -> None:
         try:
-            while (got := self._answers.get(timeout=timeout_s)) != answer:
+            while (got := self._answers.get(timeout=self._timeout_s)) != answer:
                 if self.lost is not None or got < 0:
                     raise _Lost(self.lost or "lost")
         except queue.Empty:
-            raise _Lost(f"the broker does not answer for {timeout_s:g} s") from None
+            raise _Lost(f"the broker does not answer for {self._timeout_s:g} s") from None
 
     def _on_connect(
         self, client: Client, userdata: object, flags: object, code: ReasonCode, rest: object
@@ -227,6 +233,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 def _check(options: MqttOptions) -> None:
     if not options.host or not 1 <= options.port <= 65535:
         raise ConfigError(f"mqtt: host {options.host!r} and port {options.port} are no address; check them")
+    if options.timeout_s <= 0:
+        raise ConfigError(f"mqtt: timeout_s must be above 0, not {options.timeout_s}")
     if options.password is not None and options.user is None:
         raise ConfigError("mqtt: a password needs a user; give user too")
     if options.ca_file is not None and not options.ca_file.is_file():

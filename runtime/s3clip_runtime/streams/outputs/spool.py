@@ -97,8 +97,10 @@ class Spool:
         database = tender = None
         try:
             claim(self._claim, f"spool {self._path}")
-            database, tender = _connect(self._path), _connect(self._path)
+            database = _connect(self._path)
             _make_or_check(database, self._path)
+            tender = _connect(self._path)
+            tender.execute("SELECT count(*) FROM event").fetchone()  # only now it knows that there is a log
             counted = (
                 "SELECT count(*), coalesce(sum(length(payload)), 0), coalesce(max(number), 0) FROM event"
             )
@@ -159,7 +161,9 @@ class Spool:
                 except sqlite3.Error as error:
                     self._fail(error)
                     return None
-                return None if row is None else Spooled(*row)
+                if row is not None:
+                    return Spooled(*row)
+                self._rows = self._row_bytes = 0  # somebody else emptied the file
             return self._memory[0] if self._memory else None
 
     def acknowledge(self, item: Spooled) -> bool:

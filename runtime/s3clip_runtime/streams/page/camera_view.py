@@ -24,7 +24,7 @@ def camera_card(camera: CameraStatus, newest: Newest | None, now_unix_s: float) 
         name=camera.name,
         state=source.state.value,
         platform=camera.platform,
-        kind="live" if camera.live else "file",
+        kind="stream" if camera.live else "file",
         since=duration(now_unix_s - source.since_unix_s),
         since_time=moment(source.since_unix_s),
         picture=_picture(camera, newest),
@@ -69,19 +69,19 @@ def _numbers(camera: CameraStatus) -> Html:
     drops = ", ".join(f"{count:,} {cause}" for cause, count in source.drops.items() if count)
     size = NOTHING if source.size is None else f"{source.size[1]} × {source.size[0]}"
     short = f" ({camera.too_short:,} too short)" if camera.too_short else ""
+    shed = f" ({camera.shed:,} shed)" if camera.shed else ""
     values = (
-        ("frames per second", number(source.fps, 1), ""),
+        ("fps", number(source.fps, 1), ""),
         ("lag", number(source.lag_s, 2, "s"), ""),
         ("size", size, ""),
-        ("clock", source.clock, ""),
+        ("clock", source.clock if source.received else NOTHING, ""),
         ("received", f"{source.received:,}", ""),
         ("processed", f"{camera.frames:,}", ""),
         ("dropped", drops or "none", "warn" if drops else ""),
         ("reconnects", f"{source.reconnects:,}", ""),
-        ("reader restarts", f"{source.restarts:,}", ""),
+        ("restarts", f"{source.restarts:,}", ""),
         ("open tracks", f"{camera.tracks_open:,}", ""),
         ("tracklets", f"{camera.tracklets:,}{short}", ""),
-        ("sightings", f"{camera.events:,}", ""),
-        ("looks shed", f"{camera.shed:,}", "warn" if camera.shed else ""),
+        ("sightings", f"{camera.events:,}{shed}", "warn" if camera.shed else ""),
     )
     return join(fill("number.html", name=name, value=value, css=css) for name, value, css in values)

@@ -96,8 +96,6 @@ def read_head(client: socket.socket) -> bytes:
     until = time.monotonic() + HEAD_WITHIN_S
     head = bytearray()
     while b"\r\n\r\n" not in head and b"\n\n" not in head:
-        if len(head) > MAX_HEAD:
-            raise TooLarge
         left_s = until - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
@@ -106,4 +104,6 @@ def read_head(client: socket.socket) -> bytes:
         if not piece:
             raise ConnectionError
         head += piece
+        if len(head) > MAX_HEAD:
+            raise TooLarge
     return bytes(head)

@@ -49,8 +49,8 @@ class Routes:
         self._stop = stop
 
     def answer(self, path: str, query: str) -> Answer:
-        """What is at `path`, which starts with a slash and may hold %xx; an unknown one is a 404."""
-        match path[1:].split("/"):
+        """What is at `path`, as it stands in the request; an unknown one is a 404."""
+        match path.split("/")[1:]:
             case [""]:
                 every = parse_qs(query).get("sightings") == ["all"]
                 return Answer(200, HTML, page(self._status(), self._board, all_sightings=every))

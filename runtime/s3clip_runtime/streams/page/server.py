@@ -111,7 +111,7 @@ class PageServer:
                 self.url,
             )
         self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="page", daemon=True
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="page", daemon=True
         )
         self._thread.start()
 
