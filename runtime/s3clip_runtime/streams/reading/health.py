@@ -58,14 +58,19 @@ class PictureHealth:
         self._whole: Picture | None = None  # held only while the grid stands still
         self._since_s = 0.0
         self._doubted_until_s = -math.inf
+        self._usual_share = 0.0
 
-    def update(self, image: Picture, now_s: float, *, corrupt: bool = False) -> tuple[PictureFault, ...]:
+    def update(
+        self, image: Picture, now_s: float, *, corrupt: bool = False, key: bool = False
+    ) -> tuple[PictureFault, ...]:
         """The faults of the camera after this picture; 0.3 ms for 768x576.
 
         Args:
             image: uint8 (h, w, 3) RGB; not kept. Sizes may change.
             now_s: seconds of any clock that rises.
             corrupt: the decoder has flagged the picture as damaged.
+            key: it is a key frame, which needs no other picture: the share of filler in it belongs to the
+                scene (a grey wall, a camera's black and white night mode) and is no fault.
         """
         grid = np.ascontiguousarray(image[::GRID, ::GRID])
         faults: list[PictureFault] = []
@@ -74,20 +79,21 @@ class PictureHealth:
         mean, spread = cv2.meanStdDev(grid)
         if mean.max() < BLACK_MEAN and spread.max() < BLACK_SPREAD:
             faults.append("black")
-        elif self._filled_share(grid, now_s, corrupt) >= FILLED:
+        elif self._filled_share(grid, now_s, corrupt, key) >= FILLED:
             faults.append("grey")
         return tuple(faults)
 
-    def _filled_share(self, grid: Picture, now_s: float, corrupt: bool) -> float:
+    def _filled_share(self, grid: Picture, now_s: float, corrupt: bool, key: bool) -> float:
         """Share of the picture that the decoder has filled for want of data."""
-        if corrupt:
-            self._doubted_until_s = now_s + DOUBT_S
         if min(grid.shape[:2]) < 2:
             return 0.0
-        share = _flat_share(grid, _GREEN)
-        if now_s < self._doubted_until_s:
-            share += _flat_share(grid, _GREY) + _smeared_share(grid)
-        return share
+        share = _flat_share(grid, _GREY) + _smeared_share(grid)
+        if corrupt:
+            self._doubted_until_s = now_s + DOUBT_S
+        elif key:
+            self._usual_share = share
+        believed = max(share - self._usual_share, 0.0) if now_s < self._doubted_until_s else 0.0
+        return believed + _flat_share(grid, _GREEN)
 
     def _stands_since(self, grid: Picture, image: Picture, now_s: float) -> float:
         """Since when no pixel has changed. The whole picture is compared where the grid stands still."""

@@ -64,7 +64,7 @@ class Pictures:
         image = self._ring.claim(picture.height, picture.width)
         self._convert(picture, image)
         now_s = time.monotonic()
-        faults = self._health.update(image, now_s, corrupt=picture.is_corrupt)
+        faults = self._health.update(image, now_s, corrupt=picture.is_corrupt, key=picture.key_frame)
         board = self._board
         board["faults"] = faults_to_bits(faults)
         board["lag_s"], board["skew_s"] = self._clock.lag_s, self._clock.skew_s
