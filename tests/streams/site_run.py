@@ -55,11 +55,11 @@ class SiteRun:
         ]  # fmt: skip
         for name, url in cameras.items():
             site += ["[[cameras]]", f'name = "{name}"', f'url = "{url}"', 'platform = "ground"']
-        path = folder / "site.toml"
-        path.write_text("\n".join(site) + "\n")
+        self.site_path = folder / "site.toml"
+        self.site_path.write_text("\n".join(site) + "\n")
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(
-                [*_COMMAND, "--site", str(path)],
+                [*_COMMAND, "--site", str(self.site_path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
