@@ -68,7 +68,7 @@ def test_a_reload_that_cannot_be_changes_nothing(
         rewrite(run, 'platform = "sea"', 'platform = "ground"')
         wait_until("reload of the same", lambda: "reloaded: cameras: 1 unchanged" in run.log(), 20)
         rewrite(run, "threads = 1", "threads = 2")
-        wait_until("restart is asked for", lambda: "threads can only change at a restart" in run.log(), 20)
+        wait_until("restart is asked for", lambda: "threads can change only at a restart" in run.log(), 20)
         frames = run.camera("gate")["frames"]
         wait_until("it runs on", lambda: run.camera("gate")["frames"] > frames + 5, 20)
         assert run.source("gate")["reconnects"] == 0
