@@ -8,6 +8,7 @@ for what was processed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -178,8 +179,12 @@ def report(samples: Sequence[Sample], events: Sequence[dict[str, Any]], stopped_
 
 
 def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task")
-    return [int(word) for task in tasks.iterdir() for word in (task / "children").read_text().split()]
+    """Those of all threads; threads come and go meanwhile."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def _memory_mb(pid: int) -> float:

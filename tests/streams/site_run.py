@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -138,7 +139,8 @@ class SiteRun:
         """Process ids of the children, zombies too."""
         found: list[int] = []
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
+            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+                found += map(int, (task / "children").read_text().split())
         return found
 
     def zombies(self) -> int:

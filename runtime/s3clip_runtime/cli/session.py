@@ -116,6 +116,20 @@ class Session:
             identities=None if matching.gallery is None else matching.gallery.identities,
         )
 
+    def change(self, settings: LookSettings, threshold: float) -> None:
+        """Other settings for the looks to come."""
+        matching = self._matching
+        self.maker.change(
+            None if matching.gallery is None else threshold,
+            with_embedding=settings.embedding,
+            explain=settings.explain,
+        )
+        self._batcher.change(
+            enhances=matching.bundle.enhances if settings.enhance else None,
+            latency_ms=settings.latency_ms,
+            pictures=settings.pictures,
+        )
+
     def run(self, tick: Callable[[], None] | None = None) -> list[S3ClipError]:
         """Run to the end, close sources and sinks, print the summary.
 

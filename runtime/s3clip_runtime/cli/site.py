@@ -75,13 +75,7 @@ def run_site(
         sinks |= {} if board is None else {"page": board}
         session = Session(
             matching,
-            LookSettings(
-                latency_ms=site.latency_ms,
-                enhance=site.enhance == "auto",
-                embedding=site.embedding,
-                explain=site.explain,
-                pictures=board is not None or sheet is not None or site.outputs.crops is not None,
-            ),
+            _look_settings(site, pictures=board is not None or sheet is not None),
             sinks,
             [*annotators, *([] if board is None else [board])],
             stop,
@@ -90,8 +84,7 @@ def run_site(
             _serve_page(stack, site, board, session)
         for plan in plans:
             session.pipeline.add(plan)
-        forget = (lambda name: None) if board is None else board.forget_camera
-        reload = _reloader(stack, site, follow, session, forget, stop, redactor, service)
+        reload = _reloader(stack, site, follow, session, board, stop, redactor, service)
 
         def tick() -> None:
             service.alive()
@@ -205,6 +198,7 @@ def _open_mqtt(settings: MqttOutput) -> MqttSink:
             spool=settings.spool,
             port=settings.port,
             topic=settings.topic,
+            status_topic=settings.status_topic,
             user=settings.user,
             password=None if settings.password is None else settings.password.get_secret_value(),
             tls=settings.tls,
@@ -221,6 +215,16 @@ def _open_webhook(settings: WebhookOutput) -> Webhook:
             token=None if settings.token is None else settings.token.get_secret_value(),
             spool_bytes=settings.spool_mb * _MB,
         )
+    )
+
+
+def _look_settings(site: Site, *, pictures: bool) -> LookSettings:
+    return LookSettings(
+        latency_ms=site.latency_ms,
+        enhance=site.enhance == "auto",
+        embedding=site.embedding,
+        explain=site.explain,
+        pictures=pictures or site.outputs.crops is not None,
     )
 
 
@@ -268,7 +272,7 @@ def _reloader(
     site: Site,
     follow: tuple[Path, threading.Event] | None,
     session: Session,
-    forget: Callable[[str], None],
+    board: Board | None,
     stop: threading.Event,
     redactor: Redactor,
     service: ServiceManager,
@@ -297,14 +301,12 @@ def _reloader(
         else:
             for name in (*found.removed, *found.changed):
                 session.pipeline.remove(name)
-                forget(name)
+                if board is not None:
+                    board.forget_camera(name)
             for plan in plans:
                 session.pipeline.add(plan)
-            session.maker.change(
-                chosen_threshold(new.threshold) if new.gallery is not None else None,
-                with_embedding=new.embedding,
-                explain=new.explain,
-            )
+            threshold = UNCALIBRATED_THRESHOLD if new.threshold is None else new.threshold
+            session.change(_look_settings(new, pictures=board is not None), threshold)
             for name, make in _sink_makers(new.outputs).items():
                 if f"outputs.{name}" in found.applied:
                     session.outputs.replace(name, make)

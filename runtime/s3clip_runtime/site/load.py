@@ -11,8 +11,11 @@ from s3clip_runtime.site.model import Site
 from s3clip_runtime.site.secrets import secret_parts, warn_if_exposed
 from s3clip_runtime.streams.reading.addresses import redact
 
-AT_START_ONLY = ("bundle", "gallery", "device", "target", "threads")
-"""Settings that loaded networks and open stores hang on: they change by a restart."""
+AT_START_ONLY = ("bundle", "gallery", "device", "target", "threads", "min_frames", "first_look_frames")
+"""Settings that loaded networks, open stores and open tracklets hang on: they change by a restart."""
+
+_OUTPUTS_AT_START_ONLY = ("video",)
+"""A video file cannot go on in another one."""
 
 _SECTIONS = ("page", "outputs", "cameras")
 
@@ -84,18 +87,17 @@ def changes(old: Site, new: Site) -> Changes:
     kept = [name for name in after if name in before]
     same = [name for name in kept if after[name].does_the_same_as(before[name])]
     plain = [key for key in Site.model_fields if key not in _SECTIONS and _differs(old, new, key)]
-    outputs = [
-        f"outputs.{key}" for key in type(new.outputs).model_fields if _differs(old.outputs, new.outputs, key)
-    ]
+    outputs = [key for key in type(new.outputs).model_fields if _differs(old.outputs, new.outputs, key)]
     return Changes(
         added=tuple(name for name in after if name not in before),
         removed=tuple(name for name in before if name not in after),
         changed=tuple(name for name in kept if name not in same),
         unchanged=tuple(same),
         applied=tuple(key for key in plain if key not in AT_START_ONLY)
-        + tuple(outputs)
-        + _page_token(old, new),
-        refused=tuple(key for key in plain if key in AT_START_ONLY) + _page_listen(old, new),
+        + tuple(f"outputs.{key}" for key in outputs if key not in _OUTPUTS_AT_START_ONLY),
+        refused=tuple(key for key in plain if key in AT_START_ONLY)
+        + tuple(f"outputs.{key}" for key in outputs if key in _OUTPUTS_AT_START_ONLY)
+        + _page(old, new),
     )
 
 
@@ -103,15 +105,12 @@ def _differs(old: object, new: object, key: str) -> bool:
     return bool(getattr(old, key) != getattr(new, key))
 
 
-def _page_listen(old: Site, new: Site) -> tuple[str, ...]:
+def _page(old: Site, new: Site) -> tuple[str, ...]:
     before, after = (site.page and site.page.listen for site in (old, new))
-    return ("page.listen",) if before != after else ()
-
-
-def _page_token(old: Site, new: Site) -> tuple[str, ...]:
-    if old.page is None or new.page is None:  # then `listen` differs, or there is no page in both
-        return ()
-    return ("page.token",) if old.page.token != new.page.token else ()
+    if before != after:
+        return ("page.listen",)
+    tokens = [site.page and site.page.token for site in (old, new)]
+    return ("page.token",) if tokens[0] != tokens[1] else ()
 
 
 def _written_urls(site: Site) -> list[str]:

@@ -39,6 +39,8 @@ class MqttOutput(SiteSection):
     port: int = Field(default=1883, ge=1, le=65535)
     topic: str = "s3clip/{camera}/sightings"
     """`{camera}`, `{look}` and `{decision}` are filled in from the event."""
+    status_topic: str = "s3clip/status"
+    """Retained `online` or `offline`. Boxes at one broker need different ones."""
     user: str | None = None
     password_env: Variable | None = None
     password_file: SitePath | None = None
@@ -53,6 +55,8 @@ class MqttOutput(SiteSection):
         bare = re.sub(r"\{(camera|look|decision)\}", "", self.topic)
         if not self.topic or re.search(r"[+#{}\x00]", bare):
             raise ValueError("topic: not one to publish to; leave out + and #, and write places as {camera}")
+        if not self.status_topic or re.search(r"[+#\x00]", self.status_topic):
+            raise ValueError("status_topic: not one to publish to; leave out + and #")
         self._password = self._secret("password")
         if self._password is not None and self.user is None:
             raise ValueError("user: missing, and a password is given; MQTT has no password without a user")

@@ -18,7 +18,8 @@ from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.streams.outputs.delivery import Delivered, Delivery, Failed, Refused, fault
 from s3clip_runtime.streams.outputs.spool import Spool, Spooled
 
-_RETRIED = (408, 429)
+_RETRIED = (401, 403, 404, 408, 429)
+"""401 to 404 are a wrong token or address: the event waits until that is mended."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class WebhookOptions:
 class Webhook(Delivery):
     """POSTs each event as one JSON object, in order, with its event_id as `Idempotency-Key`.
 
-    2xx acknowledges. 408, 429, 5xx, redirects and faults of the network are tried again, as `Delivery` says
-    and not before `Retry-After`. Any other answer refuses the event for good: it is counted as lost and the
-    next one is sent. Redirects are never followed: the token goes to the configured host alone. Proxies are
-    taken from the environment (`https_proxy`, `no_proxy`).
+    2xx acknowledges. 401, 403, 404, 408, 429, 5xx, redirects and faults of the network are tried again, as
+    `Delivery` says and not before `Retry-After`. Any other answer refuses the event for good: it is counted
+    as lost and the next one is sent. Redirects are never followed: the token goes to the configured host
+    alone. Proxies are taken from the environment (`https_proxy`, `no_proxy`).
 
     Raises:
         ConfigError: the address or the token cannot be used.

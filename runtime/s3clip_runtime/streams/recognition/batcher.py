@@ -88,6 +88,14 @@ class Batcher:
         self.budget = EnhanceBudget(latency_ms)
         self.latency = LatencyBook()
 
+    def change(self, *, enhances: Callable[[float], bool] | None, latency_ms: float, pictures: bool) -> None:
+        """Other settings from the next batch on."""
+        self._enhances = enhances
+        self._pictures = pictures
+        if latency_ms != 1000 * self._latency_s:
+            self._latency_s = latency_ms / 1000
+            self.budget = EnhanceBudget(latency_ms)
+
     @property
     def enhance_reason(self) -> str:
         """Why super-resolution is on or off, for people."""
