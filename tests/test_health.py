@@ -212,4 +212,5 @@ def test_a_grey_scene_is_no_fault_where_key_frames_show_it_too() -> None:
     half = noisy.copy()
     half[:144] = rng.integers(0, 256, (144, 384, 3), dtype=np.uint8)
     assert health.update(half, 7.0, key=True) == ()
-    assert health.update(wall, 7.1) == ("grey",), "the filler has grown since the key frame"
+    assert health.update(wall, 7.1) == (), "nothing was flagged"
+    assert health.update(wall, 7.2, corrupt=True) == ("grey",), "the filler has grown since the key frame"
