@@ -18,7 +18,8 @@ import click
 import numpy as np
 
 from benchmarks.machine import cpu_name
-from s3clip_runtime.streams.detection.choose import Choice, Detectors, open_detectors
+from s3clip_runtime.streams.detection.choose import Choice, open_detectors
+from s3clip_runtime.streams.detection.detector import Detector
 from s3clip_runtime.streams.detection.mot import MotDetector
 from s3clip_runtime.streams.frames import Detections, Frame
 
@@ -55,12 +56,13 @@ def main(
     choice = Choice(str(network), tiles, layout)
     print(f"{cpu_name()}, device {device}, {threads} threads; {video.name}, {len(shown)} frames")
     with closing(open_detectors(dict.fromkeys(names, choice), device=device, threads=threads)) as detectors:
-        found = [detectors.detect([seen_by(names[0], frame)])[0] for frame in shown]
+        detector = detectors.of_camera(names[0])  # shared by all
+        found = [detector.detect([seen_by(names[0], frame)])[0] for frame in shown]
         recall, precision = agreement(found, MotDetector(truth).detect(shown))
         print(f"recall {recall:.1%}, precision {precision:.1%} at IoU {MIN_IOU}")
         print("frames a call   ms a frame")
         for batch in sorted({1, min(4, cameras), cameras}):
-            print(f"{batch:>13} {frame_ms(detectors, shown, names, batch):>12.1f}")
+            print(f"{batch:>13} {frame_ms(detector, shown, names, batch):>12.1f}")
 
 
 def read_frames(video: Path, count: int) -> list[Frame]:
@@ -102,7 +104,7 @@ def matches(found: Detections, truth: Detections) -> int:
     return int((~free).sum())
 
 
-def frame_ms(detectors: Detectors, frames: Sequence[Frame], names: Sequence[str], batch: int) -> float:
+def frame_ms(detector: Detector, frames: Sequence[Frame], names: Sequence[str], batch: int) -> float:
     """Milliseconds a frame of all cameras, `batch` frames a call; the first call is not counted."""
     step = max(1, len(frames) // len(names))
     rounds = [
@@ -110,10 +112,10 @@ def frame_ms(detectors: Detectors, frames: Sequence[Frame], names: Sequence[str]
         for start in range(min(len(frames), 40))
     ]
     calls = [shown[low : low + batch] for shown in rounds for low in range(0, len(shown), batch)]
-    detectors.detect(calls[0])
+    detector.detect(calls[0])
     begin = time.perf_counter()
     for call in calls:
-        detectors.detect(call)
+        detector.detect(call)
     return 1e3 * (time.perf_counter() - begin) / sum(map(len, calls))
 
 

@@ -164,3 +164,21 @@ def test_the_steps_of_an_event_are_those_of_its_look(embedder: Embedder) -> None
     assert (steps["decode"], steps["detect"], steps["track"]) == (1.0, 3.0, 4.0)
     assert 2000 <= steps["wait"] < 3000
     assert steps["total"] == pytest.approx(sum(steps[step] for step in STEPS), abs=0.5)
+
+
+def test_under_pressure_no_person_is_lost_and_nobody_waits_for_long() -> None:
+    """A slow machine and many people: who cannot be embedded in time is told without."""
+    kept: list[Sighting] = []
+    maker = EventMaker("run", "tiny", SPACE, None, with_embedding=False)
+    batcher = Batcher(Slow(0.5, 0.0), None, maker, kept.append, enhances=None, latency_ms=500)
+    batcher.submit(person(0))
+    batcher.start()
+    while batcher.latency.quantiles() == {}:
+        time.sleep(0.01)
+    for track in range(1, 100):
+        batcher.submit(person(track))
+    assert 15 <= batcher.waiting.limit <= 20
+    assert len(batcher.waiting) <= 20
+    batcher.finish(0.6)
+    assert sorted(one.event.track for one in kept) == list(range(100))
+    assert [one.event.decision for one in kept].count("no_gallery") in (2, 3)

@@ -59,7 +59,7 @@ def test_it_comes_back_only_when_there_is_room_for_it() -> None:
 def test_the_hold_doubles_when_it_fails_again_at_once() -> None:
     clock = Clock()
     budget = EnhanceBudget(500, clock)
-    holds = []
+    holds: list[float] = []
     for _ in range(7):
         feed(budget, 800, 300)
         assert not budget.on

@@ -193,7 +193,8 @@ def test_cameras_share_a_network_and_an_address_and_nothing_else(tmp_path: Path)
     image = random_image(90, 160)
     # Any order, not all cameras; live ones, for files would wait for boxes.
     frames = [Frame(name, 0, 1e9, image, "arrival") for name in "gdcba"]
-    found = detectors.detect(frames)
+    found = [own[frame.camera].detect([frame])[0] for frame in frames]
+    found[2], found[4] = own["a"].detect([frames[2], frames[4]])  # one batch of two cameras
     assert [len(one.boxes) for one in (found[0], found[3])] == [0, 0]
     np.testing.assert_allclose(found[1].boxes, [[10, 20, 40, 35]])
     for number, name in ((2, "c"), (4, "a")):
@@ -206,7 +207,7 @@ def test_cameras_share_a_network_and_an_address_and_nothing_else(tmp_path: Path)
     detectors.close()
     assert not (tmp_path / "boxes.sock").exists()
     with pytest.raises(BackendError, match="the session is closed"):
-        detectors.detect(frames[-1:])
+        own["a"].detect(frames[-1:])
 
 
 def test_an_error_of_one_choice_leaves_nothing_open(tmp_path: Path) -> None:

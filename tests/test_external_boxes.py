@@ -307,7 +307,7 @@ from s3clip_runtime.streams.frames import Frame
 detectors = open_detectors({"a": Choice("-"), "b": Choice("-")})
 image = np.zeros((100, 200, 3), np.uint8)
 for index in range(3):
-    found = detectors.detect([Frame(name, index, index / 10, image) for name in "ab"])
+    found = detectors.of_camera("a").detect([Frame(name, index, index / 10, image) for name in "ab"])
     print([len(one.boxes) for one in found])
 detectors.close()
 """

@@ -58,7 +58,9 @@ def test_every_number_of_a_camera_is_there() -> None:
             assert read("camera_dropped_frames_total", camera=name, cause=cause) == source.drops.get(cause, 0)
         for kind in ("frozen", "black", "grey"):
             assert read("camera_picture_fault", camera=name, kind=kind) == float(kind in source.faults)
-        assert read("camera_fps", camera=name) == source.fps
+        assert read("camera_fps", camera=name) == camera.fps
+        assert read("camera_received_fps", camera=name) == source.fps
+        assert read("camera_open_seconds", camera=name) == camera.seconds
         assert read("camera_lag_seconds", camera=name) == source.lag_s
         assert read("camera_clock_skew_seconds", camera=name) == source.clock_skew_s
         assert read("camera_state_change_time_seconds", camera=name) == pytest.approx(source.since_unix_s)
@@ -100,7 +102,7 @@ def test_no_field_of_the_status_was_forgotten() -> None:
     told = {
         RunStatus: "run_id bundle device started_unix_s cameras queue queue_limit shed enhancing latency_ms "
         "outputs identities",
-        CameraStatus: "name source frames tracks_open tracklets too_short events shed error",
+        CameraStatus: "name source frames fps seconds tracks_open tracklets too_short events shed error",
         SourceStatus: "state since_unix_s fps lag_s clock_skew_s received drops reconnects restarts faults",
         OutputStatus: "name delivered waiting lost error",
         Quantiles: "p50 p95 p99 count",

@@ -150,9 +150,12 @@ def plausible_status() -> RunStatus:
         device="cpu: onnx-fp32, 2 threads",
         started_unix_s=now - 93_784,
         cameras=(
-            CameraStatus("gate", "ground", True, gate, 2_321_995, 3, 10_812, 230, 21_007, 12),
-            CameraStatus("drone", "aerial", True, drone, 11_800, 1, 92, 4, 180, 0),
-            CameraStatus("yard", "ground", True, yard, 870, 0, 7, 1, 12, 0),
+            CameraStatus(
+                "gate", "ground", True, gate, frames=2_321_995, fps=24.9, tracks_open=3, tracklets=10_812,
+                too_short=230, events=21_007, shed=12, seconds=93_000,
+            ),
+            CameraStatus("drone", "aerial", True, drone, frames=11_800, fps=29.8, tracklets=92, events=180),
+            CameraStatus("yard", "ground", True, yard, frames=870, tracklets=7, too_short=1, events=12),
             CameraStatus("north-wall", "ground", True, north),
         ),
         queue=3,
@@ -718,13 +721,23 @@ def test_page_tells_everything_about_a_run() -> None:
         told = re.sub(r"\s+", " ", Elements(get(page, "/").text).text)
     for words in (
         "degraded", "1,204 identities", "1 d 2 h", "3 of 64", "shed: 11 refined, 1 final",
-        "the budget is 500 ms", "live", "down", "failed", "112 overrun, 3 corrupt", "0.42 s", "640 × 360",
+        "the budget is 500 ms", "live", "down", "failed", "112 overrun, 3 corrupt",
+        "25.0 (24.9 processed)", "0.42 s", "640 × 360",
         "The picture is frozen", "1 min 33 s ahead of ours", "10,812 (230 too short)", "21,007 (12 shed)",
         "the camera refuses user or password (401)", "the broker refuses the connection", "109", "611.8",
         "match", "anna", "0.831", "0.512", "threshold 0.60", "final look: the person left", "154 ms",
         "2026-11-25 09:12:28 to 09:12:33 UTC",
     ):  # fmt: skip
         assert words in told, words
+
+
+def test_a_sighting_without_a_decision_says_why() -> None:
+    for decision, words in (("no_gallery", "no gallery"), ("not_embedded", "before there was time to embed")):
+        board = Board()
+        made = sighting((plain(40, 20),), decision=decision, identity=None, score=None, threshold=None)
+        board.sighting(replace(made, matches=(), embedding=None))
+        with serving(board) as page:
+            assert words in Elements(get(page, "/").text).text
 
 
 def test_page_of_a_run_that_has_seen_nothing() -> None:

@@ -181,7 +181,7 @@ def test_full_disk_loses_no_event(street: Street, usual: list[str]) -> None:
         (["x.mp4@ground", "--bundle", "nowhere"], "the folder does not exist"),
         (["x.mp4@ground", "--bundle", "nowhere", "--out", "here"], "--out belongs to --demo"),
         (["a=x.mp4@ground", "a=y.mp4@ground", "--bundle", "b"], "two sources are named 'a'"),
-        (["x.mp4@ground", "--bundle", "b", "--detector", "magic"], r"cameras\[x\]\.detector: no such file.*got 'magic'"),
+        (["x.mp4@ground", "--bundle", "b", "--detector", "magic"], r"\[x\]\.detector: no such file.*'magic'"),
         (["x.mp4@ground", "--bundle", "b", "--detector", "y=background"], "no source is named 'y'"),
         (["x.mp4@ground", "--bundle", "b", "--detector", "gone.txt"], r"gone\.txt"),
         (["x.mp4@ground", "--bundle", "b", "--detector", "gone.onnx"], r"gone\.onnx"),

@@ -172,6 +172,7 @@ def test_systemd_is_told(notified: tuple[socket.socket, str]) -> None:
         ("0", None, False),
         ("x", None, False),
     ],
+    ids=["set", "ours", "another process", "zero", "no number"],
 )
 def test_the_watchdog_is_fed_when_it_is_for_this_process(
     usec: str, pid: int | None, fed: bool, notified: tuple[socket.socket, str]

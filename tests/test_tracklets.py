@@ -229,12 +229,12 @@ def test_one_frame_of_any_size_makes_a_clip(box: tuple[float, ...], size: tuple[
     assert (look.clip.hr, look.clip.platform) == (hr, 1)
 
 
-def test_clock_of_the_first_frame_and_the_live_flag_are_told() -> None:
-    build = TrackletBuilder("gate", 0, max_gap_s=1, max_seconds=9, live=True)
+def test_clock_of_the_first_frame_is_told() -> None:
+    build = TrackletBuilder("gate", 0, max_gap_s=1, max_seconds=9)
     build.add(frame(5.0, clock="arrival"), [walker(1)], 0)
     build.add(frame(5.1, clock="camera"), [walker(1), walker(2)], 0)
     looks = build.finish("lost")
-    assert [(look.tracklet.clock, look.live) for look in looks] == [("arrival", True), ("camera", True)]
+    assert [look.tracklet.clock for look in looks] == ["arrival", "camera"]
 
 
 def test_crops_are_copies_of_the_touched_pixels() -> None:

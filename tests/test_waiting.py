@@ -30,7 +30,9 @@ def test_refinements_go_before_first_looks_and_those_before_finals() -> None:
     for track, stage in enumerate(("final", "refined", "first", "final", "final", "final")):
         queue.put(of("a", track, stage))  # type: ignore[arg-type]
     assert queue.shed() == {("a", "refined"): 1, ("a", "first"): 1, ("a", "final"): 1}
-    assert taken(queue) == [("a", 3, "final"), ("a", 4, "final"), ("a", 5, "final")]  # the oldest final went
+    assert [one.look.tracklet.track for one in queue.overdue()] == [0]  # the oldest final: told, not embedded
+    assert queue.overdue() == []
+    assert taken(queue) == [("a", 3, "final"), ("a", 4, "final"), ("a", 5, "final")]
 
 
 def test_the_crowded_camera_sheds_its_own() -> None:
@@ -94,7 +96,12 @@ def test_a_lone_look_waits_no_longer_than_the_window() -> None:
 
 def test_a_full_batch_does_not_wait() -> None:
     queue = WaitingLooks()
-    threading.Timer(0.05, lambda: [queue.put(of("a", track)) for track in range(8)]).start()
+
+    def fill() -> None:
+        for track in range(8):
+            queue.put(of("a", track))
+
+    threading.Timer(0.05, fill).start()
     began_s = time.monotonic()
     while not (batch := queue.take(8, 5.0)):
         assert time.monotonic() - began_s < 5

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from s3clip.config import DataKind, DataSettings
+from s3clip_export.detector_command import detector_command
 from s3clip_runtime.cli.errors import DefaultGroup, needs_extra
 from s3clip_runtime.errors import ConfigError
 
@@ -71,6 +72,9 @@ def _workspace(command: Callable[..., None]) -> Callable[..., None]:
 @click.group(cls=DefaultGroup, default="export", name="s3clip-export")
 def main() -> None:
     """Export a model: `s3clip-export RUN -o BUNDLE` is short for `s3clip-export export RUN -o BUNDLE`."""
+
+
+main.add_command(detector_command)
 
 
 @main.command("export")

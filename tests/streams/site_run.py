@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from streams.lab import free_port, wait_until
+from streams.lab import end_with_parent, free_port, wait_until
 
 _COMMAND = [sys.executable, "-c", "from s3clip_runtime.cli.run import main; main(prog_name='s3clip-run')"]
 
@@ -63,6 +63,7 @@ class SiteRun:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                preexec_fn=end_with_parent,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
             )
 
@@ -115,6 +116,14 @@ class SiteRun:
             return wait_until(state, lambda: self.source(name)["state"] == state, timeout_s, 0.1)
         except TimeoutError:
             return float("inf")
+
+    def first_times(self, name: str, states: set[str], timeout_s: float) -> dict[str, float]:
+        """Seconds until a camera was first seen in each of the states; waits for the last of them."""
+        start, seen = time.monotonic(), dict[str, float]()
+        while states - set(seen) and (passed_s := time.monotonic() - start) < timeout_s:
+            seen.setdefault(self.source(name)["state"], passed_s)
+            time.sleep(0.05)
+        return seen
 
     def fps(self, name: str, seconds: float) -> float:
         """Frames of a camera that are processed a second, measured over `seconds`."""

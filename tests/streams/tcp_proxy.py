@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
@@ -124,7 +125,8 @@ class TcpProxy:
         far_reader, far_writer = await asyncio.open_connection(sock=plain, limit=2 * _CHUNK)
         self._writers |= {writer, far_writer}
         ways = [self._carry("client", reader, far_writer), self._carry("server", far_reader, writer)]
-        await asyncio.gather(*ways, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):  # the proxy ends
+            await asyncio.gather(*ways, return_exceptions=True)
         self._writers -= {writer, far_writer}
 
     async def _carry(self, end: End, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -90,7 +90,8 @@ def run_site(
             _serve_page(stack, site, board, session)
         for plan in plans:
             session.pipeline.add(plan)
-        reload = _reloader(stack, site, follow, session, stop, redactor, service)
+        forget = (lambda name: None) if board is None else board.forget_camera
+        reload = _reloader(stack, site, follow, session, forget, stop, redactor, service)
 
         def tick() -> None:
             service.alive()
@@ -267,6 +268,7 @@ def _reloader(
     site: Site,
     follow: tuple[Path, threading.Event] | None,
     session: Session,
+    forget: Callable[[str], None],
     stop: threading.Event,
     redactor: Redactor,
     service: ServiceManager,
@@ -295,6 +297,7 @@ def _reloader(
         else:
             for name in (*found.removed, *found.changed):
                 session.pipeline.remove(name)
+                forget(name)
             for plan in plans:
                 session.pipeline.add(plan)
             session.maker.change(

@@ -72,7 +72,6 @@ class Camera:
         self.detector = plan.detector
         self.min_frames = plan.min_frames
         self.source: Source = open_source(plan.spec, plan.options)
-        self.live = self.source.live
         self.ended = False
         self.error: S3ClipError | None = None
         self.frames = self.tracklets = self.too_short = 0
@@ -80,7 +79,6 @@ class Camera:
         self._builder = TrackletBuilder(
             plan.spec.name,
             platform_id(plan.spec.platform),
-            live=self.live,
             max_gap_s=MAX_GAP_S,
             max_seconds=MAX_TRACKLET_S,
             first_frames=plan.first_frames,
@@ -127,6 +125,11 @@ class Camera:
         return self._counted(self._builder.finish(reason))
 
     @property
+    def live(self) -> bool:
+        """It is a stream, not a file. An HTTP address may turn out to be a file once it is open."""
+        return self.source.live
+
+    @property
     def tracks(self) -> int:
         """Ids given so far."""
         return self._tracker.given
@@ -168,5 +171,5 @@ class Camera:
                 self.tracklets += enough
                 self.too_short += not enough
             if enough:
-                good.append(replace(look, cost=self._cost))
+                good.append(replace(look, live=self.live, cost=self._cost))
         return good

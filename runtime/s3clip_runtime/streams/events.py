@@ -39,7 +39,7 @@ switch point; the latency budget was missed; the user turned it off."""
 
 
 Verdict = Literal["match", "unknown", "no_gallery", "not_embedded"]
-"""What is known of the person. not_embedded: the program was stopped before there was time to look closer."""
+"""What is known of the person. not_embedded: there was no time to look closer."""
 
 
 @dataclass(frozen=True, slots=True)

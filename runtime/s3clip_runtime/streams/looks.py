@@ -128,7 +128,7 @@ class Look:
     reason: Reason
     clip: Clip
     chosen: tuple[Chosen, ...]
-    live: bool
+    live: bool = False
     cost: FrameCost = FrameCost()
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +13,8 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.errors import SourceError
 from s3clip_runtime.streams.reading.addresses import SourceSpec, refusal
-
-_ASSUMED_FPS = 25.0
-_FOLDER_FPS = 10.0
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+from s3clip_runtime.streams.reading.options import ReadOptions
+from s3clip_runtime.streams.reading.stored import ASSUMED_FPS, picture_paths
 
 PictureAndFps = tuple[NDArray[np.uint8], float]
 
@@ -42,7 +39,7 @@ def _file(spec: SourceSpec, path: Path) -> Iterator[PictureAndFps]:
         with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            fps = float(stream.average_rate or _ASSUMED_FPS)
+            fps = float(stream.average_rate or ASSUMED_FPS)
             for picture in container.decode(stream):
                 image = reformatter.reformat(picture, format="rgb24").to_ndarray()
                 decoded += 1
@@ -53,16 +50,11 @@ def _file(spec: SourceSpec, path: Path) -> Iterator[PictureAndFps]:
 
 
 def _folder(path: Path) -> Iterator[PictureAndFps]:
-    for name in sorted((name for name in path.iterdir() if name.suffix.lower() in _SUFFIXES), key=_natural):
+    for name in picture_paths(path):
         picture = cv2.imread(str(name), cv2.IMREAD_COLOR)
         if picture is None:
             return
-        yield cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False), _FOLDER_FPS
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key: 2.jpg before 10.jpg."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
+        yield cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False), ReadOptions().folder_fps
 
 
 def _gone(spec: SourceSpec, reason: str) -> SourceError:

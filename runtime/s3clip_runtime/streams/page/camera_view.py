@@ -70,8 +70,9 @@ def _numbers(camera: CameraStatus) -> Html:
     size = NOTHING if source.size is None else f"{source.size[1]} × {source.size[0]}"
     short = f" ({camera.too_short:,} too short)" if camera.too_short else ""
     shed = f" ({camera.shed:,} shed)" if camera.shed else ""
+    processed = "" if camera.fps is None else f" ({number(camera.fps, 1)} processed)"
     values = (
-        ("fps", number(source.fps, 1), ""),
+        ("fps", number(source.fps, 1) + processed, ""),
         ("lag", number(source.lag_s, 2, "s"), ""),
         ("size", size, ""),
         ("clock", source.clock if source.received else NOTHING, ""),

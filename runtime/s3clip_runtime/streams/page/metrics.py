@@ -1,4 +1,4 @@
-"""The run as Prometheus metrics, read from its status at every scrape. docs/streams.md lists them."""
+"""The run as Prometheus metrics, read from its status at every scrape."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ _COUNTERS: Final[tuple[tuple[str, str, Number], ...]] = (
     ("shed_looks", "Looks left out under pressure.", lambda one: one.shed),
 )
 _GAUGES: Final[tuple[tuple[str, str, Number], ...]] = (
-    ("fps", "Frames a second over the last seconds.", lambda one: one.source.fps),
+    ("received_fps", "Frames a second that come in.", lambda one: one.source.fps),
+    ("fps", "Frames a second that are processed.", lambda one: one.fps),
+    ("open_seconds", "From its opening to now, or to its end.", lambda one: one.seconds),
     (
         "lag_seconds",
         "Now minus the capture time of the newest frame, by the camera's clock.",

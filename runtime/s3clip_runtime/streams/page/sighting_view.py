@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from s3clip_runtime.gallery.prototypes import Match
-from s3clip_runtime.streams.events import Enhancement, SightingEvent
+from s3clip_runtime.streams.events import Enhancement, SightingEvent, Verdict
 from s3clip_runtime.streams.looks import Reason
 from s3clip_runtime.streams.page.board import Seen
 from s3clip_runtime.streams.page.markup import Html, fill, join, tag
@@ -25,6 +25,12 @@ _REASONS: dict[Reason, str] = {
     "end": "the source ended",
     "stop": "the program was stopped",
     "lost": "the camera was lost",
+}
+_NO_MATCHES: dict[Verdict, str] = {
+    "match": "its matches are not kept",
+    "unknown": "the gallery is empty",
+    "no_gallery": "no gallery",
+    "not_embedded": "the program was stopped before there was time to embed it",
 }
 
 
@@ -70,8 +76,7 @@ def _when(event: SightingEvent) -> str:
 
 def _matches(event: SightingEvent, matches: tuple[Match, ...]) -> Html:
     if not matches:
-        words = "no gallery" if event.decision == "no_gallery" else "the gallery is empty"
-        return tag("p", words, "placeholder")
+        return tag("p", _NO_MATCHES[event.decision], "placeholder")
     bars = join(_bar(match, event.threshold, match.identity == event.identity) for match in matches)
     threshold = "" if event.threshold is None else f"threshold {number(event.threshold, 2)}"
     return join((tag("ol", bars, "matches"), tag("p", threshold, "threshold")))

@@ -6,6 +6,7 @@ Its parent gives it the task over the socket with that descriptor, and ends it b
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import socket
 import sys
@@ -40,8 +41,8 @@ def main() -> None:
         else:
             play_file(link, Pictures(link, ring))
         link.tell(Message("ended"))
-    except Closing:
-        return
+    except Closing:  # the camera has its goodbye; tidying up the interpreter would only take time
+        os._exit(0)
     except Refused as refused:
         link.tell(Message("failed", reason=str(refused), live=False))
 

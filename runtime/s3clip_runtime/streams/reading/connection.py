@@ -131,17 +131,21 @@ class Connection:
     def _read_packets(self, container: InputContainer) -> str:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # sixteen cameras on two cores; threads would only add delay
-        seen_s = time.monotonic()
+        limit_s = self._task.read_timeout_s
+        seen_s = self._waits_since_s = time.monotonic()
         for packet in container.demux():  # all streams: the sound alone must not keep a dead picture alive
             arrived_unix_s, began_s = time.time(), time.monotonic()
-            self._waits_since_s = began_s
+            if began_s - self._waits_since_s >= limit_s:
+                # FFmpeg's parser holds the newest picture back and gives it out when the time is over: handed
+                # on, it would hide the silence for as long again.
+                return f"lost (silent for {limit_s:g} s)"
             self._link.alive(2 * self._task.read_timeout_s)
             if packet.stream is stream:
                 try:
                     pictures = packet.decode()
                 except av.FFmpegError:
                     self._link.board.add("undecodable")
-                    continue
+                    pictures = []
                 decode_s = (time.monotonic() - began_s) / max(len(pictures), 1)
                 start_us = container.start_time_realtime  # None until the first RTCP report
                 for picture in pictures:
@@ -150,6 +154,7 @@ class Connection:
                     self._pictures.live(picture, start_s, arrived_unix_s, decode_s)
                     seen_s = time.monotonic()
                     self._first_s = self._first_s or seen_s
-            if time.monotonic() - seen_s > self._task.read_timeout_s:
-                return f"no picture for {self._task.read_timeout_s:g} s"
+            self._waits_since_s = time.monotonic()
+            if self._waits_since_s - seen_s > limit_s:
+                return f"no picture for {limit_s:g} s"
         return "the camera ended the stream"

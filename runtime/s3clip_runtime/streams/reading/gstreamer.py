@@ -49,6 +49,8 @@ class Pipeline:
     def __init__(self, description: str, read_timeout_s: float) -> None:
         self.name = "pipeline"
         self._timeout_s = read_timeout_s
+        self._ended = False
+        self._over: OSError | None = None
         self._gst = _library()
         self._read, write = os.pipe2(os.O_CLOEXEC)
         error = _ErrorAt()
@@ -68,16 +70,18 @@ class Pipeline:
             TimeoutError: none came in time.
             PipelineError: the pipeline failed.
         """
-        end_s = time.monotonic() + self._timeout_s
-        while time.monotonic() < end_s:
-            if select.select([self._read], [], [], 0.1)[0]:
-                return os.read(self._read, size)
-            if message := self._message(_ERROR):
-                raise PipelineError(self._free_text(message))
-            if message := self._message(_END):
-                self._gst.gst_mini_object_unref(message)
-                return b""
-        raise TimeoutError(f"no data for {self._timeout_s:g} s")
+        if self._over is None:
+            end_s = time.monotonic() + self._timeout_s
+            while time.monotonic() < end_s:
+                if select.select([self._read], [], [], 0.1)[0]:
+                    return os.read(self._read, size)
+                if self._heard_the_end():
+                    break
+            else:
+                self._over = TimeoutError(f"no data for {self._timeout_s:g} s")
+        if self._over is not None:  # FFmpeg asks again and again
+            raise self._over
+        return b""
 
     def close(self) -> None:
         """Stop the pipeline. Calling it again does nothing."""
@@ -98,17 +102,21 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _message(self, kind: int) -> int | None:
+    def _heard_the_end(self) -> bool:
+        """Ask the bus; an error becomes the end that `read` raises."""
         bus = self._gst.gst_element_get_bus(self._pipeline)
-        message: int | None = self._gst.gst_bus_timed_pop_filtered(bus, 0, kind)
+        message = self._gst.gst_bus_timed_pop_filtered(bus, 0, _END | _ERROR)
         self._gst.gst_object_unref(bus)
-        return message
-
-    def _free_text(self, message: int) -> str:
-        error = _ErrorAt()
-        self._gst.gst_message_parse_error(message, ctypes.byref(error), None)
+        if not message:
+            return self._ended
+        content = self._gst.gst_message_get_structure(message)
+        if content and self._gst.gst_structure_has_name(content, b"GstMessageError"):
+            error = _ErrorAt()
+            self._gst.gst_message_parse_error(message, ctypes.byref(error), None)
+            self._over = PipelineError(self._text(error))
         self._gst.gst_mini_object_unref(message)
-        return self._text(error)
+        self._ended = True
+        return True
 
     def _text(self, error: ctypes._Pointer[_Error]) -> str:
         if not error:
@@ -131,6 +139,8 @@ def _library() -> ctypes.CDLL:
         ("gst_element_get_bus", pointer, (pointer,)),
         ("gst_bus_timed_pop_filtered", pointer, (pointer, ctypes.c_uint64, ctypes.c_int)),
         ("gst_message_parse_error", None, (pointer, error_at, pointer)),
+        ("gst_message_get_structure", pointer, (pointer,)),
+        ("gst_structure_has_name", ctypes.c_int, (pointer, ctypes.c_char_p)),
         ("gst_mini_object_unref", None, (pointer,)),
         ("gst_object_unref", None, (pointer,)),
         ("g_error_free", None, (_ErrorAt,)),

@@ -26,15 +26,16 @@ class ReadOptions:
     folder_fps: float = 10.0
 
 
-STALE_S = 3.0
-"""A connected stream without a frame for so long is STALE."""
+STALE_S = 2.0
+"""A connected stream without a picture for so long is STALE. Shorter than `read_timeout_s`, after which it is
+DOWN."""
 
 TICK_S = 0.15
 """How often the parent looks at a child when nothing happens."""
 
-START_S = 30.0
-"""Longest start of a child, from its process to its first sign of life: 0.3 s alone, more when 16 start at
-once on two cores."""
+START_S = 60.0
+"""Longest start of a child, from its process to its first sign of life: 0.5 s alone, 16 s
+for sixteen at once on two busy cores. Ending a slow start would only make the next one slower."""
 
 FILE_PATIENCE_S = 60.0
 """Longest time for one picture of a file, before its child counts as hung: network disks may sleep."""

@@ -159,6 +159,7 @@ class RingReader:
 
     def close(self) -> None:
         """Give the memory back. The child must be gone or never have started."""
+        del self.board  # its mapping holds a descriptor too
         self._map.close()
         for descriptor in (self._memory, self.ready, self._free):
             os.close(descriptor)

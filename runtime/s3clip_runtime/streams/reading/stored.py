@@ -19,7 +19,7 @@ from s3clip_runtime.streams.reading.pictures import Pictures
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
-_ASSUMED_FPS = 25.0
+ASSUMED_FPS = 25.0
 """Only for files that state neither time stamps nor a rate."""
 
 
@@ -58,7 +58,7 @@ def play_container(link: Link, pictures: Pictures, container: InputContainer) ->
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     rate = float(stream.average_rate) if stream.average_rate else None
-    period = 1 / (rate or _ASSUMED_FPS)
+    period = 1 / (rate or ASSUMED_FPS)
     start, last, count = None, -period, 0
     began_s = time.monotonic()
     for picture in _decoded(link, container, stream):
@@ -94,8 +94,7 @@ def play_folder(link: Link, pictures: Pictures) -> None:
     """All pictures of a folder in the order of the numbers in their names. Raises `Refused`, `Closing`."""
     import cv2  # 25 MB that the children of cameras and videos do without
 
-    found = (path for path in Path(link.task.url).iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-    paths = sorted(found, key=_natural)
+    paths = picture_paths(Path(link.task.url))
     if not paths:
         kinds = ", ".join(PICTURE_SUFFIXES)
         raise Refused(f"the folder holds no {kinds}; give the folder of the pictures")
@@ -113,6 +112,12 @@ def play_folder(link: Link, pictures: Pictures) -> None:
         pictures.stored(
             picture[..., ::-1].astype(np.uint8, copy=False), index / link.task.folder_fps, began_s
         )
+
+
+def picture_paths(folder: Path) -> list[Path]:
+    """The pictures of a folder in the order of the numbers in their names."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    return sorted(found, key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

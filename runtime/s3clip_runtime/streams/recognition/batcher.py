@@ -25,6 +25,10 @@ LARGEST_BATCH = BATCH_PROFILE[1]
 LATENCY_MS = 500.0
 """Default budget of a look, from submission to its event."""
 
+LONGEST_WAIT_S = 10.0
+"""No more looks wait than can be embedded in this time: under lasting pressure a longer queue would only make
+everything later."""
+
 MATCHES_KEPT = 5
 """Identities that a sighting carries."""
 
@@ -125,6 +129,7 @@ class Batcher:
         while not (self._ending.is_set() and not len(self.waiting)):
             window_s = max(0.0, min(self._latency_s / 2, self._latency_s - self._look_s))
             batch = self.waiting.take(self._batch_size(), window_s)
+            self._tell_unembedded(self.waiting.overdue())
             late = time.monotonic() + self._look_s * len(batch) > self._give_up_s
             if late or self._error is not None:
                 self._tell_unembedded(batch)
@@ -156,6 +161,7 @@ class Batcher:
         # A moving mean over some ten batches: one slow batch does not shrink the next ones to single looks.
         each_s = (ended_s - started_s) / len(batch)
         self._look_s = each_s if self._look_s == 0 else 0.8 * self._look_s + 0.2 * each_s
+        self.waiting.limit = max(LARGEST_BATCH, int(LONGEST_WAIT_S / self._look_s))
         for row, (one, look) in enumerate(zip(batch, looks, strict=True)):
             steps_ms = _before(look, 1000 * (started_s - one.since_s)) | {
                 "enhance": found.enhance_ms,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -33,11 +33,13 @@ class WaitingLooks:
     Under pressure, live looks are shed: first refinements, then first looks, then finals; among equals the
     oldest one of the camera that has most waiting, so that one crowded camera never starves the others.
     A newer look at a live tracklet takes the place of an older one that still waits.
-    Looks at files are always taken; their reader asks `full` first and waits.
+    Looks at files are always taken; their reader asks `full` first and waits. A final look that was shed can
+    still be told without embedding: it lies in `overdue`.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
+        self._overdue: deque[Waiting] = deque(maxlen=LIMIT)
         self._looks: list[Waiting] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -49,8 +51,13 @@ class WaitingLooks:
 
     @property
     def limit(self) -> int:
-        """Looks that wait at most."""
+        """Looks that wait at most, up to `LIMIT`. A smaller one holds from the next look on."""
         return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        with self._changed:
+            self._limit = min(limit, LIMIT)
 
     @property
     def full(self) -> bool:
@@ -66,7 +73,7 @@ class WaitingLooks:
         """Take one look; may shed another one, or this one. Never blocks."""
         with self._changed:
             self._looks.append(self._in_place_of_older(look))
-            if look.live and len(self._looks) > self._limit:
+            while look.live and len(self._looks) > self._limit and any(one.look.live for one in self._looks):
                 self._shed_one()
             self._changed.notify()
 
@@ -91,6 +98,13 @@ class WaitingLooks:
             self._looks.sort(key=lambda one: (one.look.stage == "refined", one.since_s))
             taken, self._looks = self._looks[:count], self._looks[count:]
             return taken
+
+    def overdue(self) -> list[Waiting]:
+        """Final looks that were shed since the last call, the last `LIMIT` of them."""
+        with self._changed:
+            overdue = list(self._overdue)
+            self._overdue.clear()
+            return overdue
 
     def close(self) -> None:
         """Wake whoever waits in `take`; nobody waits for company any more."""
@@ -117,3 +131,5 @@ class WaitingLooks:
         victim = min(candidates, key=lambda one: (-crowd[one.look.tracklet.camera], one.since_s))
         self._looks.remove(victim)
         self._shed[victim.look.tracklet.camera, victim.look.stage] += 1
+        if victim.look.stage == "final":
+            self._overdue.append(victim)

@@ -15,7 +15,7 @@ from s3clip_runtime.streams.tracking.camera_motion import CameraMotion
 _log = logging.getLogger(__name__)
 
 Kind = Literal["bytetrack", "botsort"]
-"""bytetrack for fixed cameras; botsort follows the motion of the camera too, for some 7 ms a frame."""
+"""bytetrack for fixed cameras; botsort allows for the motion of the camera too, for some 10 ms a frame."""
 
 NOMINAL_FPS = 10.0
 """Rate assumed while a camera's is not known. Real times drive the tracker; this scales its noise only."""

@@ -46,7 +46,6 @@ class TrackletBuilder:
         max_seconds: longest tracklet; its track goes on in the next part, so who stays is reported too.
         first_frames: observations before the first look, >= 1.
         max_frames_kept: most crops of one tracklet, >= 1; with `MAX_CROP_PIXELS` they bound its memory.
-        live: the looks may be shed under pressure.
     """
 
     def __init__(
@@ -58,9 +57,8 @@ class TrackletBuilder:
         max_seconds: float,
         first_frames: int = FIRST_FRAMES,
         max_frames_kept: int = 64,
-        live: bool = False,
     ) -> None:
-        self._camera, self._platform, self._live = camera, platform, live
+        self._camera, self._platform = camera, platform
         self._max_gap_s, self._max_seconds = max_gap_s, max_seconds
         self._first_frames, self._limit = first_frames, max_frames_kept
         self._open: dict[int, _OpenTracklet] = {}
@@ -152,7 +150,7 @@ class TrackletBuilder:
         chosen = choose(tracklet.qualities)
         hr = is_hr_tracklet([crop.shape[:2] for crop in crops])
         clip = Clip(tuple(crops[choice.position] for choice in chosen), self._platform, hr)
-        return Look(tracklet, stage, reason, clip, chosen, self._live)
+        return Look(tracklet, stage, reason, clip, chosen)
 
 
 @dataclass(frozen=True, slots=True)
