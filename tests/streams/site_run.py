@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -147,7 +148,8 @@ class SiteRun:
         """Process ids of the children, zombies too."""
         found: list[int] = []
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
+            with contextlib.suppress(FileNotFoundError):  # the thread has ended
+                found += map(int, (task / "children").read_text().split())
         return found
 
     def zombies(self) -> int:
@@ -155,12 +157,12 @@ class SiteRun:
         return states.count("Z")
 
     def memory_mb(self) -> float:
-        """Resident, of the program and its children."""
-        pages = [
-            int(Path(f"/proc/{one}/statm").read_text().split()[1])
-            for one in (self.process.pid, *self.children())
-        ]
-        return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        """Resident, of the program without its children."""
+        return _resident_mb(self.process.pid)
+
+    def readers_mb(self) -> float:
+        """Resident, of its children."""
+        return sum(_resident_mb(child) for child in self.children())
 
     def open_files(self) -> int:
         """Of the program and its children."""
@@ -191,3 +193,8 @@ class SiteRun:
             return bool(self.status()["cameras"])
         except OSError:
             return False
+
+
+def _resident_mb(process: int) -> float:
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
