@@ -111,7 +111,7 @@ def black_hole(bench: Bench) -> Outcome:
     return _silence(bench, begin, end, 10)
 
 
-def restarts(bench: Bench, times: int = 8, cameras: int = 1) -> Outcome:
+def restarts(bench: Bench, times: int = 6, cameras: int = 1) -> Outcome:
     """3: cameras restart again and again; memory, files and processes stay."""
     out = Outcome()
     clips = write_clips(bench.clips, max(cameras, 2))

@@ -25,7 +25,8 @@ class Link:
     """What is wrong with the network. Every direction is named by the end that sends.
 
     Attributes:
-        hole: directions in which nothing arrives any more; both ends think that the connection is alive.
+        hole: directions in which nothing arrives, and both ends think that the connection is alive. What was
+            sent comes when the hole closes, as TCP sends it again.
         rate: bytes a second that it carries; None is unlimited.
         delay_s: each piece is late by a random time of this mean (exponential), in order: delay and bursts.
     """
@@ -136,9 +137,13 @@ class TcpProxy:
                     await asyncio.sleep(random.expovariate(1 / self.link.delay_s))
                 if self.link.rate:
                     await asyncio.sleep(len(data) / self.link.rate)
-                if end not in self.link.hole:
-                    writer.write(data)
-                    await writer.drain()
+                await self._pass_hole(end)
+                writer.write(data)
+                await writer.drain()
+            await self._pass_hole(end)
         finally:
-            if end not in self.link.hole:  # the end of a connection does not pass a hole either
-                writer.close()
+            writer.close()
+
+    async def _pass_hole(self, end: End) -> None:
+        while end in self.link.hole:
+            await asyncio.sleep(0.02)
