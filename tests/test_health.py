@@ -199,3 +199,18 @@ def test_cheap() -> None:
         took_s.append(time.perf_counter() - start)
     print(f"{1e3 * float(np.median(took_s)):.2f} ms a picture")
     assert np.median(took_s) < 3e-3
+
+
+def test_a_grey_scene_is_no_fault_where_key_frames_show_it_too() -> None:
+    """A concrete wall, or a night camera without colours: its grey is that of a decoder's filler."""
+    rng = np.random.default_rng(0)
+    wall = np.full((288, 384, 3), 130, np.uint8)
+    health = PictureHealth()
+    for index in range(60):
+        noisy = wall + rng.integers(0, 3, wall.shape, dtype=np.uint8)
+        assert health.update(noisy, index / 10, key=index % GOP == 0) == ()
+    half = noisy.copy()
+    half[:144] = rng.integers(0, 256, (144, 384, 3), dtype=np.uint8)
+    assert health.update(half, 7.0, key=True) == ()
+    assert health.update(wall, 7.1) == (), "nothing was flagged"
+    assert health.update(wall, 7.2, corrupt=True) == ("grey",), "the filler has grown since the key frame"

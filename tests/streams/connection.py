@@ -70,6 +70,8 @@ class Connection:
 
     def send(self, packets: list[bytes | None], captured_s: float, *, key: bool) -> None:
         """One frame; None are packets that are lost on the way."""
+        if self.writer.is_closing():
+            return
         full = self.writer.transport.get_write_buffer_size() > QUEUE_BYTES
         self.needs_key = full or (self.needs_key and not key)
         if self.needs_key:

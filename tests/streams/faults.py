@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from streams import camera_faults as camera
 from streams import link_faults as link
 from streams import machine_faults as machine
 from streams.lab import write_clips
 from streams.outcome import Bench, Outcome
-
-CAMERAS = 16
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,10 @@ SHORT = (
     Fault(6, "slow link", link.slow_link),
     Fault(7, "packet loss", link.packet_loss),
     Fault(8, "jitter", link.jitter),
-    Fault(9, "size and rate change", link.new_size),
-    Fault(10, "refusals", link.refusals),
-    Fault(11, "wrong time stamps", link.wrong_time_stamps),
-    Fault(12, "camera clock 90 s ahead", link.clock_skew),
+    Fault(9, "size and rate change", camera.new_size),
+    Fault(10, "refusals", camera.refusals),
+    Fault(11, "wrong time stamps", camera.wrong_time_stamps),
+    Fault(12, "camera clock 90 s ahead", camera.clock_skew),
     Fault(13, "sixteen cameras", machine.sixteen),
     Fault(14, "stalled consumer", machine.stalled_consumer),
     Fault(15, "reader crashes and hangs", machine.dead_reader),
@@ -56,16 +55,17 @@ SHORT = (
 
 LONG = (
     Fault(2, "half-open connection, 60 s", partial(link.half_open, seconds=60)),
-    Fault(3, "camera restarts 300 times", partial(link.restarts, times=300)),
+    Fault(3, "320 reconnects, 10 min", partial(link.restarts, times=20, cameras=16)),
+    Fault(3, "1,008 reconnects, 30 min", partial(link.restarts, times=63, cameras=16)),
     Fault(17, "broker down, 5 min", partial(machine.broker_down, seconds=300)),
 )
 
 
 def make_bench(folder: Path) -> Bench:
-    """What all faults share, 8 s: clips and a bundle; give each fault a folder of its own by `of_one`."""
+    """What all faults share, clips of two cameras and a bundle; each fault gets a folder by `of_one`."""
     from tiny_bundle import write_tiny_bundle
 
-    clips = write_clips(folder / "clips", CAMERAS, other=True)
+    clips = write_clips(folder / "clips", 2, other=True)
     return Bench(folder / "shared", write_tiny_bundle(folder / "bundle" / "tiny"), clips)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass
 class Bench:
-    """What a fault needs: an empty folder of its own, a bundle, and clips of 16 cameras."""
+    """What a fault needs: an empty folder of its own, a bundle, and clips of at least two cameras."""
 
     folder: Path
     bundle: Path

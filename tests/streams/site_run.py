@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from streams.lab import free_port, wait_until
+from streams.lab import end_with_parent, free_port, wait_until
 
 _COMMAND = [sys.executable, "-c", "from s3clip_runtime.cli.run import main; main(prog_name='s3clip-run')"]
 
@@ -64,6 +64,7 @@ class SiteRun:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                preexec_fn=end_with_parent,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
             )
 
@@ -117,6 +118,14 @@ class SiteRun:
         except TimeoutError:
             return float("inf")
 
+    def first_times(self, name: str, states: set[str], timeout_s: float) -> dict[str, float]:
+        """Seconds until a camera was first seen in each of the states; waits for the last of them."""
+        start, seen = time.monotonic(), dict[str, float]()
+        while states - set(seen) and (passed_s := time.monotonic() - start) < timeout_s:
+            seen.setdefault(self.source(name)["state"], passed_s)
+            time.sleep(0.05)
+        return seen
+
     def fps(self, name: str, seconds: float) -> float:
         """Frames of a camera that are processed a second, measured over `seconds`."""
         frames, start = self.camera(name)["frames"], time.monotonic()
@@ -148,12 +157,12 @@ class SiteRun:
         return states.count("Z")
 
     def memory_mb(self) -> float:
-        """Resident, of the program and its children."""
-        pages = [
-            int(Path(f"/proc/{one}/statm").read_text().split()[1])
-            for one in (self.process.pid, *self.children())
-        ]
-        return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        """Resident, of the program without its children."""
+        return _resident_mb(self.process.pid)
+
+    def readers_mb(self) -> float:
+        """Resident, of its children."""
+        return sum(_resident_mb(child) for child in self.children())
 
     def open_files(self) -> int:
         """Of the program and its children."""
@@ -184,3 +193,8 @@ class SiteRun:
             return bool(self.status()["cameras"])
         except OSError:
             return False
+
+
+def _resident_mb(process: int) -> float:
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

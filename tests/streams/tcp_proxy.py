@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
@@ -24,7 +25,8 @@ class Link:
     """What is wrong with the network. Every direction is named by the end that sends.
 
     Attributes:
-        hole: directions in which nothing arrives any more; both ends think that the connection is alive.
+        hole: directions in which nothing arrives, and both ends think that the connection is alive. What was
+            sent comes when the hole closes, as TCP sends it again.
         rate: bytes a second that it carries; None is unlimited.
         delay_s: each piece is late by a random time of this mean (exponential), in order: delay and bursts.
     """
@@ -124,7 +126,8 @@ class TcpProxy:
         far_reader, far_writer = await asyncio.open_connection(sock=plain, limit=2 * _CHUNK)
         self._writers |= {writer, far_writer}
         ways = [self._carry("client", reader, far_writer), self._carry("server", far_reader, writer)]
-        await asyncio.gather(*ways, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):  # the proxy ends
+            await asyncio.gather(*ways, return_exceptions=True)
         self._writers -= {writer, far_writer}
 
     async def _carry(self, end: End, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -134,9 +137,13 @@ class TcpProxy:
                     await asyncio.sleep(random.expovariate(1 / self.link.delay_s))
                 if self.link.rate:
                     await asyncio.sleep(len(data) / self.link.rate)
-                if end not in self.link.hole:
-                    writer.write(data)
-                    await writer.drain()
+                await self._pass_hole(end)
+                writer.write(data)
+                await writer.drain()
+            await self._pass_hole(end)
         finally:
-            if end not in self.link.hole:  # the end of a connection does not pass a hole either
-                writer.close()
+            writer.close()
+
+    async def _pass_hole(self, end: End) -> None:
+        while end in self.link.hole:
+            await asyncio.sleep(0.02)
