@@ -26,8 +26,9 @@ from s3clip_export.proof.verify import begin_trial, prove
 from s3clip_export.tensorrt.build import build_engine
 from s3clip_export.write import export_graphs
 from s3clip_runtime.errors import BackendError
-from s3clip_runtime.inference.bundle import Bundle, Manifest, write_manifest
+from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.gate import broken_bounds
+from s3clip_runtime.inference.manifest import Manifest
 
 CONFIG = Path(__file__).parents[1] / "configs" / "seeded-full.toml"
 CAPABILITY = "8.6"

@@ -26,7 +26,7 @@ from s3clip.models.weights import (
 from s3clip.phases import CLASSIFIERS
 from s3clip.smoothing import OnlineSmoothing
 from s3clip_runtime.errors import ConfigError
-from s3clip_runtime.inference.bundle import sha256_file
+from s3clip_runtime.inference.records import sha256_file
 
 
 @dataclass(frozen=True)

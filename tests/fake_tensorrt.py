@@ -29,16 +29,9 @@ from tiny_bundle import manifest_of
 
 from s3clip_runtime.inference.backends import TensorInfo, cuda
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
-from s3clip_runtime.inference.bundle import (
-    Artefact,
-    Bundle,
-    Engine,
-    Precision,
-    Role,
-    Target,
-    sha256_file,
-    write_manifest,
-)
+from s3clip_runtime.inference.bundle import Bundle, write_manifest
+from s3clip_runtime.inference.manifest import Artefact, Engine, Precision, Role, Target
+from s3clip_runtime.inference.records import sha256_file
 
 VERSION = "10.16.1.11"
 GPU = cuda.Gpu("NVIDIA Imaginary 1", "8.6", "13.0 (580.95.05)")

@@ -14,7 +14,9 @@ import pytest
 from tiny_bundle import DIM, SPACE, WIDTH, edit_manifest, manifest_of, write_tiny_bundle
 
 from s3clip_runtime.errors import BundleError, ConfigError
-from s3clip_runtime.inference.bundle import PLAIN, Bundle, Target, attachment_of, sha256_file, write_manifest
+from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
+from s3clip_runtime.inference.manifest import PLAIN, Target
+from s3clip_runtime.inference.records import sha256_file
 
 
 @pytest.fixture

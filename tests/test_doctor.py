@@ -44,16 +44,11 @@ from s3clip_runtime.doctor.machine import (
     run_probe,
 )
 from s3clip_runtime.doctor.probe import EMPTY_NAMESPACE, NOT_INSTALLED
-from s3clip_runtime.inference.bundle import (
-    Artefact,
-    Engine,
-    Target,
-    attachment_of,
-    sha256_file,
-    write_manifest,
-)
+from s3clip_runtime.inference.bundle import attachment_of, write_manifest
 from s3clip_runtime.inference.clips import Clip, spread_indices
+from s3clip_runtime.inference.manifest import Artefact, Engine, Target
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
+from s3clip_runtime.inference.records import sha256_file
 from s3clip_runtime.inference.reference import Reference, write_reference
 
 COMMAND = [

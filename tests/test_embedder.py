@@ -29,9 +29,10 @@ from s3clip_runtime.inference import spec, targets
 from s3clip_runtime.inference.backends import TensorInfo
 from s3clip_runtime.inference.backends.batches import Batches, bucket_of
 from s3clip_runtime.inference.backends.onnxruntime import _PROBE, BoundGraph, OrtSession, choose_device
-from s3clip_runtime.inference.bundle import PLAIN, Bundle, Precision, Target, write_manifest
+from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedder
+from s3clip_runtime.inference.manifest import PLAIN, Precision, Target
 from s3clip_runtime.inference.preprocess import resize_bicubic
 from s3clip_runtime.inference.targets import Choice, choose_target
 

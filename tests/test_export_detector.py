@@ -26,7 +26,7 @@ from s3clip_export.tensorrt.build import EngineReport, build_engine
 from s3clip_runtime.errors import BackendError, BundleError, ConfigError, S3ClipError
 from s3clip_runtime.inference.backends import TensorInfo
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
-from s3clip_runtime.inference.bundle import sha256_file
+from s3clip_runtime.inference.records import sha256_file
 from s3clip_runtime.streams.detection.choose import Choice, open_detectors
 from s3clip_runtime.streams.detection.folder import DETECTOR_FILE, open_folder, read_detector
 from s3clip_runtime.streams.detection.network import NetworkDetector, Settings

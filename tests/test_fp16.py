@@ -28,8 +28,9 @@ from s3clip_export.fp16.isolated import run_isolated
 from s3clip_export.fp16.narrow import to_fp16
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
-from s3clip_runtime.inference.bundle import Bundle, Target, write_manifest
+from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.clips import Clip
+from s3clip_runtime.inference.manifest import Target
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 
 FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16

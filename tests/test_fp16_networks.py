@@ -32,8 +32,8 @@ from s3clip_export.fp16.isolated import run_isolated
 from s3clip_export.fp16.narrow import LARGEST, to_fp16
 from s3clip_export.onnx import export_graph, graph_sources
 from s3clip_runtime.errors import BundleError
-from s3clip_runtime.inference.bundle import Role
 from s3clip_runtime.inference.clips import Clip, spread_indices
+from s3clip_runtime.inference.manifest import Role
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 
 FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16

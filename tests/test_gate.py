@@ -31,17 +31,10 @@ from s3clip_export.proof import verify
 from s3clip_export.write import export_graphs
 from s3clip_runtime.errors import BackendError, DataError
 from s3clip_runtime.inference import gate, measure
-from s3clip_runtime.inference.bundle import (
-    PLAIN,
-    Bundle,
-    Manifest,
-    Precision,
-    Role,
-    Target,
-    sha256_file,
-    write_manifest,
-)
+from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.clips import spread_indices
+from s3clip_runtime.inference.manifest import PLAIN, Manifest, Precision, Role, Target
+from s3clip_runtime.inference.records import sha256_file
 from s3clip_runtime.inference.reference import Reference, read_reference, write_reference
 from s3clip_runtime.inference.spec import FRAME_SIZE, LR_SIZE, SR_SIZE
 

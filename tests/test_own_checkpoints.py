@@ -29,9 +29,10 @@ from s3clip_export.onnx import export_graph, graph_problems, graph_sources
 from s3clip_export.origin import origin_of_checkpoints
 from s3clip_runtime.errors import BundleError, ConfigError, WeightsError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
-from s3clip_runtime.inference.bundle import Bundle, sha256_file
+from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip, spread_indices
 from s3clip_runtime.inference.embedder import Embedder
+from s3clip_runtime.inference.records import sha256_file
 
 IDENTITIES = 5
 

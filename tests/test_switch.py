@@ -33,9 +33,10 @@ from s3clip_export.switch import (
 from s3clip_export.switch_table import describe
 from s3clip_runtime.errors import BundleError, ConfigError, DataError
 from s3clip_runtime.inference import spec
-from s3clip_runtime.inference.bundle import Bundle, HeightBucket, Interval, Switch, write_manifest
+from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.clips import Clip, spread_indices
 from s3clip_runtime.inference.embedder import Embedder
+from s3clip_runtime.inference.manifest import HeightBucket, Interval, Switch
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 
 POINT = Interval(value=0, low=0, high=0)

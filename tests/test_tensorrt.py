@@ -27,18 +27,9 @@ from s3clip_export.tensorrt.layers import check_precisions
 from s3clip_export.tensorrt.operators import operator_types, unsupported_operators
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import cuda
-from s3clip_runtime.inference.bundle import (
-    Artefact,
-    Bundle,
-    Contract,
-    Manifest,
-    Proof,
-    Role,
-    Target,
-    attachment_of,
-    sha256_file,
-    write_manifest,
-)
+from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
+from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Proof, Role, Target
+from s3clip_runtime.inference.records import sha256_file
 
 rtx = pytest.mark.rtx
 

@@ -24,7 +24,7 @@ from s3clip_export.tensorrt.build import build_engine
 from s3clip_export.tensorrt.layers import check_precisions
 from s3clip_export.tensorrt.operators import MAX_OPSET, unsupported_operators
 from s3clip_runtime.errors import BackendError
-from s3clip_runtime.inference.bundle import Precision
+from s3clip_runtime.inference.manifest import Precision
 
 pytestmark = [pytest.mark.rtx, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -28,10 +28,11 @@ from s3clip_runtime.inference import spec
 from s3clip_runtime.inference.backends import cuda
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
 from s3clip_runtime.inference.backends.tensorrt import TensorRtSession
-from s3clip_runtime.inference.bundle import Bundle, Engine, Role, Target, write_manifest
+from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.chain import HostChain, TensorRtChain
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedder, open_session
+from s3clip_runtime.inference.manifest import Engine, Role, Target
 
 TRT = Target("tensorrt", "fp16")
 ROLES: tuple[Role, ...] = ("enhance", "patchify", "encode")
@@ -324,7 +325,8 @@ def test_the_driver_is_asked_before_tensorrt_is_touched(folder: Path, tmp_path: 
     code = f"""
 import pathlib
 from s3clip_runtime.errors import BackendError
-from s3clip_runtime.inference.bundle import Bundle, Target
+from s3clip_runtime.inference.bundle import Bundle
+from s3clip_runtime.inference.manifest import Target
 from s3clip_runtime.inference.embedder import Embedder
 bundle = Bundle.open(pathlib.Path({str(folder)!r}))
 for options in ({{"device": "cuda"}}, {{"target": Target("tensorrt", "fp16")}}):

@@ -17,15 +17,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from s3clip_runtime.inference import spec
-from s3clip_runtime.inference.bundle import (
-    Artefact,
-    Contract,
-    Manifest,
-    Proof,
-    Role,
-    sha256_file,
-    write_manifest,
-)
+from s3clip_runtime.inference.bundle import write_manifest
+from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Proof, Role
+from s3clip_runtime.inference.records import sha256_file
 
 WIDTH = 6
 DIM = 10

@@ -15,7 +15,7 @@ from s3clip_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from s3clip_export.origin import Origin
-    from s3clip_runtime.inference.bundle import Proof
+    from s3clip_runtime.inference.manifest import Proof
 
 _PATH = click.Path(path_type=Path)
 
@@ -203,7 +203,8 @@ def switch(
     with needs_extra("export"):
         from s3clip_export.switch import data_of, measure_switch, write_switch
         from s3clip_export.switch_table import describe
-        from s3clip_runtime.inference.bundle import Bundle, Target
+        from s3clip_runtime.inference.bundle import Bundle
+        from s3clip_runtime.inference.manifest import Target
 
     opened = Bundle.open(bundle)
     found = measure_switch(

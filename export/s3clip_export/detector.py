@@ -17,7 +17,8 @@ from s3clip_export.tensorrt.build import WORKSPACE_BYTES, build_engine
 from s3clip_export.tensorrt.engines import open_tensorrt
 from s3clip_runtime.errors import BackendError, BundleError, ConfigError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
-from s3clip_runtime.inference.bundle import Engine, Precision, attachment_of
+from s3clip_runtime.inference.bundle import attachment_of
+from s3clip_runtime.inference.manifest import Engine, Precision
 from s3clip_runtime.streams.detection.folder import (
     DetectorManifest,
     EngineFile,

@@ -20,7 +20,7 @@ from s3clip.models.text import CONTEXT_LENGTH, PromptLearner, TextEncoder
 from s3clip.models.weights import is_vsla, load_official, load_vsla, read_state, read_swinir_state
 from s3clip_export.foreign import foreign_super_resolver, is_function
 from s3clip_runtime.errors import ConfigError, WeightsError
-from s3clip_runtime.inference.bundle import sha256_file
+from s3clip_runtime.inference.records import sha256_file
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from s3clip.evaluation.evaluate import rank_protocol
 from s3clip_export.proof.verify import choose_tracklets, restrict
 from s3clip_runtime.errors import ConfigError, DataError
 from s3clip_runtime.inference.backends.cuda import gpu
-from s3clip_runtime.inference.bundle import Bundle, HeightBucket, Interval, Switch, Target, write_manifest
+from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.clips import Clip, spread_indices
 from s3clip_runtime.inference.embedder import Embedder
+from s3clip_runtime.inference.manifest import HeightBucket, Interval, Switch, Target
 from s3clip_runtime.inference.ranking import paired_bootstrap
 
 MIN_PEOPLE = 20

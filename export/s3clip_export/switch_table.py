@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from s3clip_export.switch import MIN_PEOPLE, is_useless
-from s3clip_runtime.inference.bundle import HeightBucket, Switch
+from s3clip_runtime.inference.manifest import HeightBucket, Switch
 
 
 def describe(switch: Switch) -> str:

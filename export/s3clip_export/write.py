@@ -27,18 +27,9 @@ from s3clip_export.proof.verify import Trial, begin_trial, prove, shipped_part, 
 from s3clip_export.tensorrt.build import WORKSPACE_BYTES
 from s3clip_export.tensorrt.engines import add_fp16_engines, open_tensorrt
 from s3clip_runtime.errors import BundleError
-from s3clip_runtime.inference.bundle import (
-    Artefact,
-    Bundle,
-    Contract,
-    Manifest,
-    Proof,
-    Role,
-    Target,
-    attachment_of,
-    sha256_file,
-    write_manifest,
-)
+from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
+from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Proof, Role, Target
+from s3clip_runtime.inference.records import sha256_file
 from s3clip_runtime.inference.reference import write_reference
 
 SHOWN_NODES = 5

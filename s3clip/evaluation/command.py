@@ -24,7 +24,7 @@ from s3clip.evaluation.figures import overall, protocol_result, results_table
 from s3clip.evaluation.page import render_page
 from s3clip.evaluation.submission import SubmissionWriter, challenge_cases
 from s3clip.parallel import check_device
-from s3clip_runtime.inference.bundle import sha256_file
+from s3clip_runtime.inference.records import sha256_file
 
 PAGE = "index.html"
 SUBMISSION = "submission.csv"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from s3clip_export.fp16.isolated import open_session
 from s3clip_runtime.errors import BundleError
-from s3clip_runtime.inference.bundle import Role
+from s3clip_runtime.inference.manifest import Role
 
 Feed = Mapping[str, NDArray[Any]]
 """Inputs of one run of a graph, by name."""

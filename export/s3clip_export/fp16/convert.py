@@ -32,17 +32,11 @@ from s3clip_export.fp16.narrow import LARGEST, to_fp16
 from s3clip_export.onnx import OPSET, graph_problems
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
-from s3clip_runtime.inference.bundle import (
-    PLAIN,
-    Artefact,
-    Attachment,
-    Bundle,
-    Manifest,
-    Role,
-    sha256_file,
-)
+from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
+from s3clip_runtime.inference.manifest import PLAIN, Artefact, Attachment, Manifest, Role
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
+from s3clip_runtime.inference.records import sha256_file
 
 BOUND = 1e4
 """Nodes with larger numbers stay float32. Float16 ends at 65504: the factor of six is for unseen crops."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from s3clip_runtime.errors import BackendError
-from s3clip_runtime.inference.bundle import Precision
+from s3clip_runtime.inference.manifest import Precision
 
 MIN_HALF_SHARE = 0.95
 """Least share of an FP16 engine's products that write FP16.

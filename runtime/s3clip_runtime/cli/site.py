@@ -6,39 +6,29 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import click
 
 from s3clip_runtime.cli.log import Redactor, set_up_logging
+from s3clip_runtime.cli.outputs import open_annotators, open_contact_sheet, open_sinks, sink_makers
 from s3clip_runtime.cli.session import LookSettings, Matching, Session, finish_outputs, raise_problems
 from s3clip_runtime.cli.systemd import ServiceManager
-from s3clip_runtime.errors import S3ClipError, SinkError
+from s3clip_runtime.errors import S3ClipError
 from s3clip_runtime.gallery.store import Gallery
-from s3clip_runtime.inference.bundle import Bundle, Target
+from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
+from s3clip_runtime.inference.manifest import Target
 from s3clip_runtime.site.load import changes, load_site
 from s3clip_runtime.site.model import CameraSettings, Site
-from s3clip_runtime.site.outputs import EventsOutput, MqttOutput, WebhookOutput
-from s3clip_runtime.site.outputs import Outputs as OutputSettings
 from s3clip_runtime.streams.camera import CameraPlan
 from s3clip_runtime.streams.detection.choose import Choice, open_detectors
 from s3clip_runtime.streams.events import UNCALIBRATED_THRESHOLD, Sighting
-from s3clip_runtime.streams.outputs.annotate import FileAnnotator, LiveAnnotator
-from s3clip_runtime.streams.outputs.contact_sheet import ContactSheet
-from s3clip_runtime.streams.outputs.crops import CropFolder
-from s3clip_runtime.streams.outputs.json_lines import JsonLines
-from s3clip_runtime.streams.outputs.mqtt import MqttOptions, MqttSink
-from s3clip_runtime.streams.outputs.sink import SightingSink
-from s3clip_runtime.streams.outputs.webhook import Webhook, WebhookOptions
 from s3clip_runtime.streams.page.board import Board
 from s3clip_runtime.streams.page.server import PageServer
 from s3clip_runtime.streams.reading.sources import ReadOptions
 
 _log = logging.getLogger(__name__)
-
-_MB = 2**20
 
 
 def run_site(
@@ -64,12 +54,12 @@ def run_site(
     service = ServiceManager()
     with ExitStack() as stack:
         matching = open_matching(stack, site)
-        annotators = _annotators(site)
-        sheet = _contact_sheet(contact_sheet)
+        annotators = open_annotators(site)
+        sheet = open_contact_sheet(contact_sheet)
         board = Board() if site.page is not None else None
         # Plans first: a detector that cannot be opened must not leave an empty file of events.
         plans = _plans(stack, site, site.cameras, stop)
-        sinks = _open_sinks(site.outputs)
+        sinks = open_sinks(site.outputs)
         sinks |= {f"video {number}": annotator for number, annotator in enumerate(annotators)}
         sinks |= {} if sheet is None else {"contact sheet": sheet}
         sinks |= {} if board is None else {"page": board}
@@ -160,64 +150,6 @@ def _plans(
     ]
 
 
-def _sink_makers(outputs: OutputSettings) -> dict[str, Callable[[], SightingSink] | None]:
-    """How to open each output; None where it is off."""
-    events, mqtt, hook, crops = outputs.events, outputs.mqtt, outputs.webhook, outputs.crops
-    return {
-        "events": None if events is None else partial(_open_events, events),
-        "mqtt": None if mqtt is None else partial(_open_mqtt, mqtt),
-        "webhook": None if hook is None else partial(_open_webhook, hook),
-        "crops": None
-        if crops is None
-        else partial(CropFolder, crops.folder, crops.which, crops.keep_days, crops.max_mb),
-    }
-
-
-def _open_sinks(outputs: OutputSettings) -> dict[str, SightingSink]:
-    """The outputs of events; what was opened is closed again when one of them cannot be."""
-    with ExitStack() as opened:
-        sinks = {}
-        for name, make in _sink_makers(outputs).items():
-            if make is not None:
-                sinks[name] = make()
-                opened.callback(sinks[name].close)
-        opened.pop_all()
-    return sinks
-
-
-def _open_events(settings: EventsOutput) -> JsonLines:
-    path = None if str(settings.path) == "-" else settings.path
-    rotate_bytes = settings.rotate_mb * _MB
-    return JsonLines(path, rotate_bytes=rotate_bytes, keep=settings.keep, fsync=settings.fsync)
-
-
-def _open_mqtt(settings: MqttOutput) -> MqttSink:
-    return MqttSink(
-        MqttOptions(
-            host=settings.host,
-            spool=settings.spool,
-            port=settings.port,
-            topic=settings.topic,
-            status_topic=settings.status_topic,
-            user=settings.user,
-            password=None if settings.password is None else settings.password.get_secret_value(),
-            tls=settings.tls,
-            spool_bytes=settings.spool_mb * _MB,
-        )
-    )
-
-
-def _open_webhook(settings: WebhookOutput) -> Webhook:
-    return Webhook(
-        WebhookOptions(
-            url=settings.address.get_secret_value(),
-            spool=settings.spool,
-            token=None if settings.token is None else settings.token.get_secret_value(),
-            spool_bytes=settings.spool_mb * _MB,
-        )
-    )
-
-
 def _look_settings(site: Site, *, pictures: bool) -> LookSettings:
     return LookSettings(
         latency_ms=site.latency_ms,
@@ -226,32 +158,6 @@ def _look_settings(site: Site, *, pictures: bool) -> LookSettings:
         explain=site.explain,
         pictures=pictures or site.outputs.crops is not None,
     )
-
-
-def _annotators(site: Site) -> list[FileAnnotator | LiveAnnotator]:
-    if site.outputs.video is None:
-        return []
-    folder = site.outputs.video.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SinkError(f"folder {folder} cannot be made: {error.strerror}; name another one") from error
-    made: list[FileAnnotator | LiveAnnotator] = []
-    for camera in site.cameras:
-        spec = camera.source
-        if Path(spec.url).exists() and not spec.url.startswith("/dev/"):
-            made.append(FileAnnotator(spec, folder / f"{spec.name}.mp4"))
-        else:
-            made.append(LiveAnnotator(spec, folder / f"{spec.name}.mkv"))
-    return made
-
-
-def _contact_sheet(path: Path | None) -> ContactSheet | None:
-    if path is None:
-        return None
-    if not path.parent.is_dir():  # found out before hours of work, not after
-        raise SinkError(f"contact sheet {path}: its folder does not exist; create it")
-    return ContactSheet(path, "s3clip-run", {})
 
 
 def _no_verdict(sighting: Sighting) -> tuple[str, bool | None]:
@@ -307,7 +213,7 @@ def _reloader(
                 session.pipeline.add(plan)
             threshold = UNCALIBRATED_THRESHOLD if new.threshold is None else new.threshold
             session.change(_look_settings(new, pictures=board is not None), threshold)
-            for name, make in _sink_makers(new.outputs).items():
+            for name, make in sink_makers(new.outputs).items():
                 if f"outputs.{name}" in found.applied:
                     session.outputs.replace(name, make)
             current = new

@@ -9,7 +9,8 @@ from s3clip_runtime.doctor import cures
 from s3clip_runtime.doctor.finding import Finding
 from s3clip_runtime.doctor.machine import Machine
 from s3clip_runtime.errors import BundleError, S3ClipError
-from s3clip_runtime.inference.bundle import Bundle, Engine, Proof, Target
+from s3clip_runtime.inference.bundle import Bundle
+from s3clip_runtime.inference.manifest import Engine, Proof, Target
 
 Check = tuple[Target, str]
 """A target and the device that it is to run on."""

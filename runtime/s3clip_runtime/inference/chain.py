@@ -15,7 +15,7 @@ from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import Session
 from s3clip_runtime.inference.backends.cuda import Event, Stream
 from s3clip_runtime.inference.backends.tensorrt import TensorRtSession
-from s3clip_runtime.inference.bundle import Role
+from s3clip_runtime.inference.manifest import Role
 
 Index = Sequence[Sequence[int]]
 """For every clip the rows of its crops in [LR crops, HR crops]."""

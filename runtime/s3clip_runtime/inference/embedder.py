@@ -16,9 +16,10 @@ from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import Session, TensorInfo, cuda
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
 from s3clip_runtime.inference.backends.tensorrt import TensorRtSession
-from s3clip_runtime.inference.bundle import Bundle, Contract, Role, Target
+from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.chain import Chain, HostChain, TensorRtChain
 from s3clip_runtime.inference.clips import Clip
+from s3clip_runtime.inference.manifest import Contract, Role, Target
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, PLATFORMS
 from s3clip_runtime.inference.targets import choose_target

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import BundleError, DataError
-from s3clip_runtime.inference.bundle import Bundle, Interval, Precision, Proof, Target
+from s3clip_runtime.inference.bundle import Bundle
+from s3clip_runtime.inference.manifest import Interval, Precision, Proof, Target
 from s3clip_runtime.inference.measure import Measured, measure_apart
 from s3clip_runtime.inference.reference import Reference, read_reference
 from s3clip_runtime.inference.spec import CLIP_LENGTH

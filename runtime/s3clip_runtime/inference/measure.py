@@ -24,9 +24,10 @@ from tqdm import tqdm
 from s3clip_runtime.errors import BackendError, S3ClipError
 from s3clip_runtime.inference.backends import Session
 from s3clip_runtime.inference.backends.cuda import gpu
-from s3clip_runtime.inference.bundle import Bundle, Role, Target
+from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import spread_indices
 from s3clip_runtime.inference.embedder import Embedder, open_session
+from s3clip_runtime.inference.manifest import Role, Target
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 from s3clip_runtime.inference.reference import Reference, read_reference
 

@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends.cuda import driver_problem
 from s3clip_runtime.inference.backends.onnxruntime import choose_device
-from s3clip_runtime.inference.bundle import PLAIN, Bundle, Target
+from s3clip_runtime.inference.bundle import Bundle
+from s3clip_runtime.inference.manifest import PLAIN, Target
 
 ENGINES: Final = (Target("tensorrt", "fp16"), Target("tensorrt", "fp32"))
 """TensorRT's targets, the preferred one first."""

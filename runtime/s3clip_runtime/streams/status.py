@@ -31,8 +31,8 @@ DropCause = Literal["overrun", "corrupt", "undecodable", "restart"]
 refused it; it lay in the ring of a child process that was replaced."""
 
 PictureFault = Literal["frozen", "black", "grey"]
-"""What is wrong with the pictures of a connected camera: identical for seconds, dark, or partly the flat grey
-that a decoder shows where data is missing."""
+"""What is wrong with the pictures of a connected camera: identical for seconds, dark, or partly what a
+decoder paints where data is missing: flat grey, flat green, or the last good row drawn down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class SourceStatus:
         since_unix_s: Unix time of the last change of `state`.
         reason: why it is not LIVE, in words without address or password; empty while LIVE.
         fps: frames a second over the last seconds; None before eight frames.
-        lag_s: now minus the capture time of the newest frame by the camera's clock; None without one. It
-            includes the error of the camera's clock.
+        lag_s: now minus the capture time of the newest frame by the camera's clock, with that clock's error.
+            Without such a clock, how much later frames come than the fastest of the connection did.
         clock: what the times of its frames count.
         clock_skew_s: camera clock minus ours as first seen, when it is too wrong to be used; else None.
         size: (height, width) of the newest frame.

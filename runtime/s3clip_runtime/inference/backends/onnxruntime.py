@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import TensorInfo
 from s3clip_runtime.inference.backends.batches import Batches, bucket_of
-from s3clip_runtime.inference.bundle import Precision
+from s3clip_runtime.inference.manifest import Precision
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import TensorInfo, cuda
 from s3clip_runtime.inference.backends.batches import Batches, bucket_of
-from s3clip_runtime.inference.bundle import Engine
+from s3clip_runtime.inference.manifest import Engine
 
 if TYPE_CHECKING:
     import tensorrt

@@ -15,15 +15,9 @@ from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import Session, cuda
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession, choose_device
 from s3clip_runtime.inference.backends.tensorrt import TensorRtSession
-from s3clip_runtime.inference.bundle import (
-    Attachment,
-    Engine,
-    Precision,
-    Record,
-    check_file,
-    read_record,
-    write_record,
-)
+from s3clip_runtime.inference.bundle import check_file
+from s3clip_runtime.inference.manifest import Attachment, Engine, Precision
+from s3clip_runtime.inference.records import Record, read_record, write_record
 from s3clip_runtime.streams.detection.network import Settings
 
 _LOG = logging.getLogger(__name__)

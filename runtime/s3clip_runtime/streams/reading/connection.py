@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import av
 from av.container import InputContainer
+from av.stream import Stream
 
 from s3clip_runtime.streams.reading.addresses import pipeline_of, scrub, with_encoded_login
 from s3clip_runtime.streams.reading.gstreamer import Pipeline, PipelineRefused
 from s3clip_runtime.streams.reading.hardware import accelerator, no_accelerator
 from s3clip_runtime.streams.reading.link import Link, Message, Task
 from s3clip_runtime.streams.reading.pictures import Pictures
+
+_REFERENCE = struct.Struct("=q")
 
 ANALYSE_US = 1_000_000
 """Longest look at a new stream, in microseconds. FFmpeg's own 5 s would be lost at every reconnect."""
@@ -77,6 +81,18 @@ def opened(task: Task) -> Iterator[InputContainer]:
             hwaccel=hardware,
         ) as container:
             yield container
+
+
+def _start_realtime_s(container: InputContainer, packet: av.Packet[Stream]) -> float | None:
+    """Unix time of the stream's time stamp 0 by the camera's newest RTCP report; None before the first.
+
+    The container keeps the first report of a connection alone, and two clocks part by seconds in a week: the
+    packets carry the newest (`AVProducerReferenceTime`, whose first field is the time in microseconds).
+    """
+    reference = bytes(packet.get_sidedata("prft"))
+    if len(reference) >= _REFERENCE.size and packet.pts is not None and packet.time_base is not None:
+        return float(_REFERENCE.unpack_from(reference)[0] / 1e6 - packet.pts * packet.time_base)
+    return container.start_time_realtime / 1e6 if container.start_time_realtime else None
 
 
 class Connection:
@@ -147,10 +163,9 @@ class Connection:
                     self._link.board.add("undecodable")
                     pictures = []
                 decode_s = (time.monotonic() - began_s) / max(len(pictures), 1)
-                start_us = container.start_time_realtime  # None until the first RTCP report
+                start_s = _start_realtime_s(container, packet)
                 for picture in pictures:
                     assert isinstance(picture, av.VideoFrame)
-                    start_s = start_us / 1e6 if start_us else None
                     self._pictures.live(picture, start_s, arrived_unix_s, decode_s)
                     seen_s = time.monotonic()
                     self._first_s = self._first_s or seen_s

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from s3clip_runtime.streams.reading.clock import CameraClock
 from s3clip_runtime.streams.reading.faults import faults_to_bits
 from s3clip_runtime.streams.reading.health import PictureHealth
-from s3clip_runtime.streams.reading.link import Link
+from s3clip_runtime.streams.reading.link import Link, Message
 from s3clip_runtime.streams.reading.ring import CLOCKS, RingWriter, Shot
 
 MENDED_S = 2.0
@@ -31,6 +31,8 @@ class Pictures:
         self._health = PictureHealth()
         self._clock = CameraClock(self._board["last_s"])
         self._damaged_until_s = 0.0
+        self._skew_told = False
+        self._link = link
         self._arrivals: deque[float] = deque(maxlen=64)
 
     def new_connection(self) -> None:
@@ -61,6 +63,7 @@ class Pictures:
         time_s, kind = self._clock.stamp(
             pts_s=picture.time, start_realtime_s=start_realtime_s, arrived_unix_s=arrived_unix_s
         )
+        self._tell_skew()
         image = self._ring.claim(picture.height, picture.width)
         self._convert(picture, image)
         now_s = time.monotonic()
@@ -76,6 +79,15 @@ class Pictures:
             return
         decode_ms = 1000 * (decode_s + now_s - began_s)
         self._publish(image, Shot(index, CLOCKS.index(kind), time_s, now_s, decode_ms))
+
+    def _tell_skew(self) -> None:
+        """Once, when the camera's clock is refused."""
+        skew_s = self._clock.skew_s
+        if skew_s is not None and not self._skew_told:
+            side = "ahead" if skew_s > 0 else "behind"
+            rule = f"its clock is {abs(skew_s):.0f} s {side}, so its times are those of arrival"
+            self._link.tell(Message(warning=f"{rule}; set its NTP server"))
+        self._skew_told = skew_s is not None
 
     def _damaged(self, picture: av.VideoFrame, grey: bool, now_s: float) -> bool:
         """Damage, or what the decoder has made of it since: it mends pictures from those before."""
