@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from s3clip.config import DataKind, DataSettings
-from s3clip_export.detector_command import detector_command
+from s3clip_export.detector_command import detector_command, workspace_option
 from s3clip_runtime.cli.errors import DefaultGroup, needs_extra
 from s3clip_runtime.errors import ConfigError
 
@@ -56,19 +56,6 @@ def _trial(command: Callable[..., None]) -> Callable[..., None]:
     return decorated
 
 
-def _workspace(command: Callable[..., None]) -> Callable[..., None]:
-    option: Any = click.option(
-        "--workspace",
-        type=click.FloatRange(0, min_open=True),
-        default=4.0,
-        show_default=True,
-        metavar="GIB",
-        help="Most device memory that TensorRT may plan with.",
-    )
-    decorated: Callable[..., None] = option(command)
-    return decorated
-
-
 @click.group(cls=DefaultGroup, default="export", name="s3clip-export")
 def main() -> None:
     """Export a model: `s3clip-export RUN -o BUNDLE` is short for `s3clip-export export RUN -o BUNDLE`."""
@@ -83,7 +70,7 @@ main.add_command(detector_command)
 @_weights
 @click.option("--fp16", is_flag=True, help="Also FP16 graphs, after an audit of their ranges.")
 @click.option("--trt", is_flag=True, help="Also FP16 TensorRT engines, built on this machine's GPU for it.")
-@_workspace
+@workspace_option
 @click.option(
     "--verify", "data", type=_PATH, metavar="DATA", help="Data set of the proof; default the run's."
 )
@@ -157,7 +144,7 @@ def verify(
 
 @main.command
 @click.argument("bundle", type=_PATH)
-@_workspace
+@workspace_option
 def engines(bundle: Path, workspace: float) -> None:
     """Build FP16 TensorRT engines for this machine from the graphs in BUNDLE, and prove them.
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from s3clip_runtime.cli.errors import needs_extra
 
 _PATH = click.Path(path_type=Path)
+
+
+def workspace_option(command: Callable[..., None]) -> Callable[..., None]:
+    """The option `workspace` of all commands that build engines, in GiB."""
+    option: Any = click.option(
+        "--workspace",
+        type=click.FloatRange(0, min_open=True),
+        default=4.0,
+        show_default=True,
+        metavar="GIB",
+        help="Most device memory that TensorRT may plan with.",
+    )
+    decorated: Callable[..., None] = option(command)
+    return decorated
 
 
 @click.command("detector")
@@ -21,14 +37,7 @@ _PATH = click.Path(path_type=Path)
     "--nms-iou", type=click.FloatRange(0, 1), metavar="U", help="Overlap above which the better box stays."
 )
 @click.option("--trt", is_flag=True, help="Also a TensorRT engine, built on this machine's GPU for it.")
-@click.option(
-    "--workspace",
-    type=click.FloatRange(0, min_open=True),
-    default=4.0,
-    show_default=True,
-    metavar="GIB",
-    help="Most device memory that TensorRT may plan with.",
-)
+@workspace_option
 def detector_command(
     graph: Path,
     out: Path,

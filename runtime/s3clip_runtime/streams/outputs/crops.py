@@ -29,7 +29,7 @@ Which = Literal["match", "unknown", "all"]
 
 _OURS = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}-\d{6,}_.*\.jpg(\.part)?")
 _QUEUE = 32
-_CLOSE_S = 3.0
+_CLOSE_S = 1.5
 _IDLE_S = 60.0
 _RESCAN_S = 3600.0
 _NAME_LENGTH = 60
@@ -104,7 +104,7 @@ class CropFolder:
         return OutputStatus(name, self._written, self._queue.qsize(), self._lost, self._error)
 
     def close(self) -> None:
-        """Write what waits, for at most 3 s. Calling it again does nothing.
+        """Write what waits, for at most 1.5 s. Calling it again does nothing.
 
         Raises:
             SinkError: pictures are left.
