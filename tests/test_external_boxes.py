@@ -24,10 +24,11 @@ import pytest
 from s3clip_runtime.errors import ConfigError, SourceError
 from s3clip_runtime.streams.detection import box_server, external
 from s3clip_runtime.streams.detection.box_address import parse_box_address
-from s3clip_runtime.streams.detection.box_feed import WINDOW, FeedStatus
+from s3clip_runtime.streams.detection.box_feed import WINDOW
 from s3clip_runtime.streams.detection.box_lines import MAX_LINE_BYTES, BadLine, LineCutter, parse_line
 from s3clip_runtime.streams.detection.external import ExternalBoxes
 from s3clip_runtime.streams.frames import Clock, Frame
+from s3clip_runtime.streams.status import FeedStatus
 
 DOCS = Path(__file__).parents[1] / "docs" / "detectors.md"
 NOW = 1_764_060_000.0

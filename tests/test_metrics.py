@@ -102,7 +102,8 @@ def test_no_field_of_the_status_was_forgotten() -> None:
     told = {
         RunStatus: "run_id bundle device started_unix_s cameras queue queue_limit shed enhancing latency_ms "
         "outputs identities",
-        CameraStatus: "name source frames fps seconds tracks_open tracklets too_short events shed error",
+        CameraStatus: "name source frames fps seconds tracks_open tracklets too_short events shed error "
+        "boxes",
         SourceStatus: "state since_unix_s fps lag_s clock_skew_s received drops reconnects restarts faults",
         OutputStatus: "name delivered waiting lost error",
         Quantiles: "p50 p95 p99 count",
@@ -131,6 +132,7 @@ def test_what_is_not_known_or_not_finite_is_left_out() -> None:
     assert read("identities") is None
     assert read("camera_fps", camera="gate") is None
     assert read("camera_lag_seconds", camera="gate") is None
+    assert read("camera_box_lines_total", camera="gate") is None
     assert read("latency_seconds", step="wait", quantile="0.5") is None
     assert read("latency_seconds", step="wait", quantile="0.95") == pytest.approx(0.002)
     assert read("camera_dropped_frames_total", camera="gate", cause="corrupt") == 0  # counters start at 0

@@ -39,6 +39,7 @@ from s3clip_runtime.streams.page.pictures import FRAME_WIDTH, thumbnail
 from s3clip_runtime.streams.page.server import MAX_VIEWERS, PageServer
 from s3clip_runtime.streams.status import (
     CameraStatus,
+    FeedStatus,
     OutputStatus,
     Quantiles,
     RunStatus,
@@ -154,7 +155,10 @@ def plausible_status() -> RunStatus:
                 "gate", "ground", True, gate, frames=2_321_995, fps=24.9, tracks_open=3, tracklets=10_812,
                 too_short=230, events=21_007, shed=12, seconds=93_000,
             ),
-            CameraStatus("drone", "aerial", True, drone, frames=11_800, fps=29.8, tracklets=92, events=180),
+            CameraStatus(
+                "drone", "aerial", True, drone, frames=11_800, fps=29.8, tracklets=92, events=180,
+                boxes=FeedStatus(11_790, 11_700, 40, 50),
+            ),
             CameraStatus("yard", "ground", True, yard, frames=870, tracklets=7, too_short=1, events=12),
             CameraStatus("north-wall", "ground", True, north),
         ),
@@ -723,7 +727,7 @@ def test_page_tells_everything_about_a_run() -> None:
         "degraded", "1,204 identities", "1 d 2 h", "3 of 64", "shed: 11 refined, 1 final",
         "the budget is 500 ms", "live", "down", "failed", "112 overrun, 3 corrupt",
         "25.0 (24.9 processed)", "0.42 s", "640 × 360",
-        "The picture is frozen", "1 min 33 s ahead of ours", "10,812 (230 too short)", "21,007 (12 shed)",
+        "11,790 lines (50 late, 40 without a frame)", "The picture is frozen", "1 min 33 s ahead of ours", "10,812 (230 too short)", "21,007 (12 shed)",
         "the camera refuses user or password (401)", "the broker refuses the connection", "109", "611.8",
         "match", "anna", "0.831", "0.512", "threshold 0.60", "final look: the person left", "154 ms",
         "2026-11-25 09:12:28 to 09:12:33 UTC",

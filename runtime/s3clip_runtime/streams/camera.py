@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from s3clip_runtime.errors import S3ClipError
 from s3clip_runtime.inference.spec import platform_id
 from s3clip_runtime.streams.detection.detector import Detector
+from s3clip_runtime.streams.detection.external import ExternalBoxes
 from s3clip_runtime.streams.frames import Detections, Frame, Observation
 from s3clip_runtime.streams.looks import FrameCost, Look
 from s3clip_runtime.streams.reading.sources import ReadOptions, Source, SourceSpec, open_source
-from s3clip_runtime.streams.status import CameraStatus
+from s3clip_runtime.streams.status import CameraStatus, FeedStatus
 from s3clip_runtime.streams.tracking.tracker import LOST_S, CameraTracker, Kind
 from s3clip_runtime.streams.tracking.tracklets import Ending, TrackletBuilder
 
@@ -154,7 +155,13 @@ class Camera:
             events=events,
             shed=shed,
             error=None if self.error is None else str(self.error),
+            boxes=self._boxes(),
         )
+
+    def _boxes(self) -> FeedStatus | None:
+        if not isinstance(self.detector, ExternalBoxes):
+            return None
+        return self.detector.status.cameras[self.spec.name]
 
     def _fps(self) -> float | None:
         taken_s = list(self._taken_s)

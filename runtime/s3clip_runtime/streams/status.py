@@ -72,6 +72,23 @@ class SourceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class FeedStatus:
+    """What became of the lines of boxes that others sent for a camera.
+
+    Attributes:
+        lines: taken.
+        used: matched to at least one frame.
+        unmatched: gone without a frame to them.
+        late: not taken, because the frames had passed them.
+    """
+
+    lines: int = 0
+    used: int = 0
+    unmatched: int = 0
+    late: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CameraStatus:
     """How one camera of a run is doing.
 
@@ -88,6 +105,7 @@ class CameraStatus:
         events: sightings delivered.
         shed: looks that were left out under pressure.
         error: why it ended, if it failed for good.
+        boxes: what became of the boxes from outside; None where it has a detector of its own.
     """
 
     name: str
@@ -103,6 +121,7 @@ class CameraStatus:
     events: int = 0
     shed: int = 0
     error: str | None = None
+    boxes: FeedStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,26 +7,10 @@ from dataclasses import dataclass
 
 from s3clip_runtime.streams.detection.box_lines import BoxLine
 from s3clip_runtime.streams.frames import Frame
+from s3clip_runtime.streams.status import FeedStatus
 
 WINDOW = 512
 """Lines that are kept for a camera: 20 s at 25 lines a second, and 5 MB at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class FeedStatus:
-    """What became of a camera's lines.
-
-    Attributes:
-        lines: taken.
-        used: matched to at least one frame.
-        unmatched: gone without a frame to them.
-        late: not taken, because the frames had passed them.
-    """
-
-    lines: int = 0
-    used: int = 0
-    unmatched: int = 0
-    late: int = 0
 
 
 @dataclass(slots=True)

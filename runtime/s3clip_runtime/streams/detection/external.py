@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from s3clip_runtime.streams.detection.box_address import BoxAddress
-from s3clip_runtime.streams.detection.box_feed import Feed, FeedStatus
+from s3clip_runtime.streams.detection.box_feed import Feed
 from s3clip_runtime.streams.detection.box_lines import BadLine, BoxLine, parse_line
 from s3clip_runtime.streams.detection.box_server import BoxServer
 from s3clip_runtime.streams.detection.boxes import clipped
 from s3clip_runtime.streams.frames import Detections, Frame
+from s3clip_runtime.streams.status import FeedStatus
 
 TOLERANCE_S = 0.2
 """Largest difference of the times of a line and of its frame."""

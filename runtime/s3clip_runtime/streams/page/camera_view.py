@@ -7,7 +7,7 @@ from urllib.parse import quote
 from s3clip_runtime.streams.page.board import Newest
 from s3clip_runtime.streams.page.markup import Html, fill, join, tag
 from s3clip_runtime.streams.page.wording import NOTHING, duration, moment, number
-from s3clip_runtime.streams.status import CameraStatus, PictureFault
+from s3clip_runtime.streams.status import CameraStatus, FeedStatus, PictureFault
 
 _FAULTS: dict[PictureFault, str] = {
     "frozen": "The picture is frozen: it is the same for seconds.",
@@ -71,7 +71,7 @@ def _numbers(camera: CameraStatus) -> Html:
     short = f" ({camera.too_short:,} too short)" if camera.too_short else ""
     shed = f" ({camera.shed:,} shed)" if camera.shed else ""
     processed = "" if camera.fps is None else f" ({number(camera.fps, 1)} processed)"
-    values = (
+    values: tuple[tuple[str, str, str], ...] = (
         ("fps", number(source.fps, 1) + processed, ""),
         ("lag", number(source.lag_s, 2, "s"), ""),
         ("size", size, ""),
@@ -85,4 +85,11 @@ def _numbers(camera: CameraStatus) -> Html:
         ("tracklets", f"{camera.tracklets:,}{short}", ""),
         ("sightings", f"{camera.events:,}{shed}", "warn" if camera.shed else ""),
     )
+    values += () if camera.boxes is None else (_lines(camera.boxes),)
     return join(fill("number.html", name=name, value=value, css=css) for name, value, css in values)
+
+
+def _lines(boxes: FeedStatus) -> tuple[str, str, str]:
+    unused = boxes.late + boxes.unmatched
+    said = f"{boxes.lines:,} lines ({boxes.late:,} late, {boxes.unmatched:,} without a frame)"
+    return "boxes sent", said, "warn" if unused else ""

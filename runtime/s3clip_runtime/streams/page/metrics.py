@@ -35,6 +35,17 @@ _COUNTERS: Final[tuple[tuple[str, str, Number], ...]] = (
     ("short_tracklets", "Tracklets that ended too short for a look.", lambda one: one.too_short),
     ("sightings", "Sightings delivered.", lambda one: one.events),
     ("shed_looks", "Looks left out under pressure.", lambda one: one.shed),
+    ("box_lines", "Lines of boxes from outside.", lambda one: None if one.boxes is None else one.boxes.lines),
+    (
+        "box_lines_late",
+        "Those that came after their frame.",
+        lambda one: None if one.boxes is None else one.boxes.late,
+    ),
+    (
+        "box_lines_unmatched",
+        "Those without a frame.",
+        lambda one: None if one.boxes is None else one.boxes.unmatched,
+    ),
 )
 _GAUGES: Final[tuple[tuple[str, str, Number], ...]] = (
     ("received_fps", "Frames a second that come in.", lambda one: one.source.fps),
