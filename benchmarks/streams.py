@@ -151,7 +151,7 @@ def report(samples: Sequence[Sample], events: Sequence[dict[str, Any]], stopped_
     """The tables."""
     first, last = samples[0], samples[-1]
     passed_s = last.seconds - first.seconds
-    print(f"\n{cpu_name()}, {os.cpu_count()} cores; {passed_s / 60:.1f} min, {len(samples)} samples")
+    print(f"\n{cpu_name()}; {passed_s / 60:.1f} min, {len(samples)} samples")
     print(f"{'camera':<12}{'received':>9}{'fps':>7}{'processed':>11}{'fps':>7}  drops")
     for before, after in zip(first.status["cameras"], last.status["cameras"], strict=True):
         received = after["source"]["received"] - before["source"]["received"]
