@@ -14,7 +14,7 @@ test: $(DEV)/ready
 	$(DEV)/bin/ruff check
 	$(DEV)/bin/ruff format --check
 	$(DEV)/bin/mypy
-	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n 2 -m "not faults and not faults_long"
+	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n 3 -m "not faults and not faults_long"
 	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n 6 --dist worksteal -m faults   # they mostly wait
 
 # The tiny bundle and the two videos that the runtime ships: trains for minutes, and resumes.

@@ -24,7 +24,8 @@ from s3clip_runtime.cli.systemd import ServiceManager
 UNIT = Path(__file__).parents[1] / "docs/s3clip-run.service"
 
 PROGRAM = """
-import threading, time
+import signal, threading, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` and some CI machines start tests with it ignored
 from s3clip_runtime.cli.signals import stop_on_signals
 
 reload = threading.Event() if {handled} else None
