@@ -385,11 +385,15 @@ def test_many_reconnects_leak_nothing(
     camera.burst = 3
     with opened(camera.spec()) as source:
         sizes = []
-        for count in (50, 150, 250):
+        for count in (50, 175, 300):
             read_until(source, lambda count=count: source.status().reconnects >= count, 90)  # type: ignore[misc]
             (pid,) = _children_of(source)
             memory_kb = int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
             sizes.append((memory_kb, len(os.listdir(f"/proc/{pid}/fd"))))
+            print(
+                f"{count} reconnects: child {memory_kb} kB, {sizes[-1][1]} files; "
+                f"parent {len(os.listdir('/proc/self/fd'))} files"
+            )
         assert source.status().restarts == 0
     assert sizes[2][0] < sizes[0][0] + 1000, sizes
     assert sizes[2][1] <= sizes[0][1] + 1, sizes
