@@ -27,7 +27,7 @@ from s3clip_runtime.streams.tracking.tracklets import Ending
 
 _log = logging.getLogger(__name__)
 
-FLUSH_S = 2.5
+FLUSH_S = 2.0
 """After a stop, time to embed what waits; then come the outputs. Both together stay under 5 s."""
 
 _TICK_S = 0.1

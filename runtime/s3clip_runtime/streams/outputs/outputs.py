@@ -16,7 +16,7 @@ from s3clip_runtime.streams.status import OutputStatus
 
 _log = logging.getLogger(__name__)
 
-CLOSE_S = 2.0
+CLOSE_S = 2.8
 """An output that needs longer to close is left behind and reported; spooled events stay on the disk."""
 
 
