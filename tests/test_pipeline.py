@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -266,6 +267,7 @@ class Together:
 
     def detect(self, frames: Sequence[Frame]) -> list[Detections]:
         self.batches.append(tuple(frame.camera for frame in frames))
+        time.sleep(0.02)  # slower than the readers, so that each of them has a frame in the next round
         return [self.boxes[frame.camera].detect([frame])[0] for frame in frames]
 
     def close(self) -> None:
