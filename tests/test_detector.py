@@ -202,7 +202,7 @@ def test_cameras_share_a_network_and_an_address_and_nothing_else(tmp_path: Path)
         assert len(alone.boxes) > 5
         np.testing.assert_allclose(found[number].boxes, alone.boxes, atol=1e-3)
     assert len(found[2].boxes) != len(found[4].boxes)  # c is tiled, a is not
-    assert [status.address for status in detectors.boxes] == [f"unix:{tmp_path}/boxes.sock"]
+    assert (tmp_path / "boxes.sock").exists()
     detectors.close()
     detectors.close()
     assert not (tmp_path / "boxes.sock").exists()

@@ -16,7 +16,7 @@ from s3clip_runtime.streams.looks import FrameCost, Look
 from s3clip_runtime.streams.reading.sources import ReadOptions, Source, SourceSpec, open_source
 from s3clip_runtime.streams.status import CameraStatus, FeedStatus
 from s3clip_runtime.streams.tracking.tracker import LOST_S, CameraTracker, Kind
-from s3clip_runtime.streams.tracking.tracklets import Ending, TrackletBuilder
+from s3clip_runtime.streams.tracking.tracklets import FIRST_FRAMES, Ending, TrackletBuilder
 
 MAX_GAP_S = LOST_S
 """A track that is unseen for longer has ended: the tracker would not find it again either."""
@@ -26,10 +26,6 @@ MAX_TRACKLET_S = 10.0
 
 MIN_FRAMES = 4
 """Default of `min_frames`: tracklets seen in fewer frames are mostly false alarms."""
-
-FIRST_LOOK_FRAMES = 8
-"""Default of `first_frames`: a clip's length, so that the first look has eight different crops."""
-
 
 FPS_FRAMES = 64
 """Frames that a camera's rate is measured over."""
@@ -54,7 +50,7 @@ class CameraPlan:
     options: ReadOptions = field(default_factory=ReadOptions)
     tracker: Kind = "bytetrack"
     min_frames: int = MIN_FRAMES
-    first_frames: int = FIRST_LOOK_FRAMES
+    first_frames: int = FIRST_FRAMES
 
 
 class Camera:

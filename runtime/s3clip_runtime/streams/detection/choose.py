@@ -12,7 +12,7 @@ from s3clip_runtime.errors import BackendError, ConfigError
 from s3clip_runtime.streams.detection.background import BackgroundDetector
 from s3clip_runtime.streams.detection.box_address import is_box_address, parse_box_address
 from s3clip_runtime.streams.detection.detector import Detector
-from s3clip_runtime.streams.detection.external import BoxesStatus, ExternalBoxes
+from s3clip_runtime.streams.detection.external import ExternalBoxes
 from s3clip_runtime.streams.detection.folder import open_folder, open_graph
 from s3clip_runtime.streams.detection.mot import MotDetector
 from s3clip_runtime.streams.detection.network import NetworkDetector, Settings
@@ -53,12 +53,6 @@ class Detectors:
     def of_camera(self, camera: str) -> Detector:
         """The detector of one camera, perhaps shared with others."""
         return self._of_camera[camera]
-
-    @property
-    def boxes(self) -> tuple[BoxesStatus, ...]:
-        """How the senders of JSON lines do, one entry an address."""
-        external = dict.fromkeys(one for one in self._of_camera.values() if isinstance(one, ExternalBoxes))
-        return tuple(one.status for one in external)
 
     def close(self) -> None:
         """Close all. A second call does nothing."""
