@@ -31,8 +31,9 @@ from s3clip_runtime.inference.backends.tensorrt import TensorRtSession
 from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.chain import HostChain, TensorRtChain
 from s3clip_runtime.inference.clips import Clip
-from s3clip_runtime.inference.embedder import Embedder, open_session
+from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.manifest import Engine, Role, Target
+from s3clip_runtime.inference.sessions import open_session
 
 TRT = Target("tensorrt", "fp16")
 ROLES: tuple[Role, ...] = ("enhance", "patchify", "encode")

@@ -26,10 +26,11 @@ from s3clip_runtime.inference.backends import Session
 from s3clip_runtime.inference.backends.cuda import gpu
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import spread_indices
-from s3clip_runtime.inference.embedder import Embedder, open_session
+from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.manifest import Role, Target
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 from s3clip_runtime.inference.reference import Reference, read_reference
+from s3clip_runtime.inference.sessions import open_session
 
 TIMEOUT_S = 3600.0
 """Of one measurement. Full-size graphs take 2 s a tracklet on two CPU cores."""
