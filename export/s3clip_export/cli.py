@@ -15,7 +15,7 @@ from s3clip_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from s3clip_export.origin import Origin
-    from s3clip_runtime.inference.manifest import Proof
+    from s3clip_runtime.inference.manifest import Proof, Target
 
 _PATH = click.Path(path_type=Path)
 
@@ -69,6 +69,8 @@ main.add_command(detector_command)
 @click.option("-o", "--out", required=True, type=_PATH, help="Folder of the new bundle.")
 @_weights
 @click.option("--fp16", is_flag=True, help="Also FP16 graphs, after an audit of their ranges.")
+@click.option("--bf16", is_flag=True, help="Also for OpenVINO in bfloat16, on CPUs that compute in it.")
+@click.option("--int8", is_flag=True, help="Also for OpenVINO with an int8 encoder, a quarter of the size.")
 @click.option("--trt", is_flag=True, help="Also FP16 TensorRT engines, built on this machine's GPU for it.")
 @workspace_option
 @click.option(
@@ -89,6 +91,8 @@ def export_command(
     vsla: Path | None,
     sr: str | None,
     fp16: bool,
+    bf16: bool,
+    int8: bool,
     trt: bool,
     workspace: float,
     data: Path | None,
@@ -111,7 +115,7 @@ def export_command(
     with needs_extra("export"):
         from s3clip_export.write import Wanted, export
 
-    wanted = Wanted(fp16, trt, reference, tracklets, _bytes(workspace))
+    wanted = Wanted(fp16, trt, _tiers(bf16, int8), reference, tracklets, _bytes(workspace))
     origin = _origin(run_folder, vsla, sr)
     _say(out, export(origin, out, data=_data(origin.config.data, data, data_kind), wanted=wanted))
 
@@ -154,6 +158,29 @@ def engines(bundle: Path, workspace: float) -> None:
         from s3clip_export.tensorrt.engines import rebuild_engines
 
     _say(bundle, [rebuild_engines(bundle, _bytes(workspace))])
+
+
+@main.command
+@click.argument("bundle", type=_PATH)
+@click.option("--bf16", is_flag=True, help="OpenVINO in bfloat16.")
+@click.option("--int8", is_flag=True, help="OpenVINO with an int8 encoder, a quarter of the size.")
+def tiers(bundle: Path, bf16: bool, int8: bool) -> None:
+    """Give BUNDLE targets for CPUs that compute in bfloat16 and int8, and prove them on this machine.
+
+    Needs no PyTorch: the proof is against the reference that lies in the bundle.
+    """
+    if not bf16 and not int8:
+        raise ConfigError("no tier is named; give --bf16, --int8 or both")
+    with needs_extra("openvino"):
+        from s3clip_export.tiers import add_proven_tiers
+
+    _say(bundle, add_proven_tiers(bundle, _tiers(bf16, int8)))
+
+
+def _tiers(bf16: bool, int8: bool) -> tuple[Target, ...]:
+    from s3clip_export.tiers import BF16, INT8
+
+    return (BF16,) * bf16 + (INT8,) * int8
 
 
 @main.command

@@ -18,10 +18,11 @@ from s3clip_export.tensorrt.engines import open_tensorrt
 from s3clip_runtime.errors import BackendError, BundleError, ConfigError
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
 from s3clip_runtime.inference.bundle import attachment_of
-from s3clip_runtime.inference.manifest import Engine, Precision
+from s3clip_runtime.inference.manifest import Engine
 from s3clip_runtime.streams.detection.folder import (
     DetectorManifest,
     EngineFile,
+    Precision,
     open_folder,
     read_detector,
     write_detector,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from s3clip.clips import unit_range
 from s3clip.models.model import S3Clip, embedding
+from s3clip_export.rewrites.swinir import with_rewritten_swinir
 
 
 class Enhance(nn.Module):
@@ -21,7 +22,7 @@ class Enhance(nn.Module):
 
     def __init__(self, model: S3Clip) -> None:
         super().__init__()
-        self.model = model
+        self.model = with_rewritten_swinir(model)
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""

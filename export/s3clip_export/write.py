@@ -26,6 +26,7 @@ from s3clip_export.proof.report import Evidence, Extreme, render_report
 from s3clip_export.proof.verify import Trial, begin_trial, prove, shipped_part, stage_blocks, verdict
 from s3clip_export.tensorrt.build import WORKSPACE_BYTES
 from s3clip_export.tensorrt.engines import add_fp16_engines, open_tensorrt
+from s3clip_export.tiers import add_tiers, check_tiers
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
 from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Proof, Role, Target
@@ -43,6 +44,7 @@ class Wanted:
     Attributes:
         fp16: FP16 graphs.
         engines: TensorRT engines of the FP16 graphs, built on and for this machine.
+        tiers: CPU targets, see `tiers`.
         reference: tracklets whose crops and PyTorch's answers are kept, for s3clip-doctor on the device.
         tracklets: about how many the proofs are measured on.
         workspace_bytes: most device memory that the builder of engines may plan with.
@@ -50,6 +52,7 @@ class Wanted:
 
     fp16: bool = False
     engines: bool = False
+    tiers: tuple[Target, ...] = ()
     reference: int = 16
     tracklets: int = 64
     workspace_bytes: int = WORKSPACE_BYTES
@@ -66,12 +69,13 @@ def export(origin: Origin, out: Path, *, data: DataSettings, wanted: Wanted) -> 
 
     Raises:
         BundleError: `out` exists, a graph breaks the contract, or a proof misses a bound.
-        BackendError: engines were asked for and cannot be built here.
+        BackendError: engines or CPU tiers were asked for and cannot be made here.
     """
     if out.exists():
         raise BundleError(f"bundle {out}: exists already; choose another folder or delete it")
     if wanted.engines:
         open_tensorrt()  # found out before minutes of work, not after
+    check_tiers(wanted.tiers)
     model = origin.model
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
@@ -182,7 +186,7 @@ def _add_targets(folder: Path, manifest: Manifest, trial: Trial, wanted: Wanted)
         manifest = write_fp16(folder, manifest, trial.reference.clips)
     if wanted.engines:
         manifest = add_fp16_engines(folder, manifest, wanted.workspace_bytes)
-    return manifest
+    return add_tiers(folder, manifest, wanted.tiers)
 
 
 def _finish(folder: Path, manifest: Manifest, trial: Trial, kept: int) -> None:

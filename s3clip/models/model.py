@@ -86,6 +86,14 @@ class S3Clip(nn.Module):
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 
+    def with_super_resolver(self, sr: nn.Module) -> S3Clip:
+        """The same network, sharing all weights, but for another module in the super-resolver's place."""
+        made = S3Clip(
+            sr, self.visual, normalise_first=self.normalise_first, clamp=self.clamp, direct=self.direct
+        )
+        made.up = self.up
+        return made.train(self.training)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """ImageNet normalisation of (..., 3, H, W) in [0, 1]."""
         return (pixels - self.mean) / self.std

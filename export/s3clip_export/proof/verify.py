@@ -157,7 +157,7 @@ def shipped_part(reference: Reference, count: int) -> Reference:
 def prove(folder: Path, target: Target, trial: Trial) -> tuple[Proof, NDArray[np.float64]]:
     """Measure one target of a bundle, in a process of its own, and compare.
 
-    ONNX graphs run on the CPU and engines on CUDA.
+    Engines run on CUDA, all else on the CPU.
 
     Returns:
         The proof, and float64 (N,) each clip's cosine with PyTorch.
@@ -165,7 +165,7 @@ def prove(folder: Path, target: Target, trial: Trial) -> tuple[Proof, NDArray[np
     Raises:
         BackendError: the target cannot run here.
     """
-    measured = measure_apart(folder, target, trial.file, "cpu" if target.backend == "onnx" else "cuda")
+    measured = measure_apart(folder, target, trial.file, "cuda" if target.backend == "tensorrt" else "cpu")
     if target == Target("onnx", "fp16"):
         rounded = _rounded_errors(Bundle.draft(folder), target, trial.reference)
         worst = {name: max(measured.stages[name], error) for name, error in rounded.items()}

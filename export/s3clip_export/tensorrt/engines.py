@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast, get_args
 
 from s3clip.datasets.sizes import cache_home
+from s3clip_export.replace import replaced_bundle
 from s3clip_export.tensorrt.build import WORKSPACE_BYTES, EngineReport, TensorRT, build_engine
 from s3clip_export.tensorrt.layers import check_precisions
 from s3clip_runtime.errors import BackendError, BundleError
@@ -132,9 +130,7 @@ def rebuild_engines(folder: Path, workspace_bytes: int = WORKSPACE_BYTES) -> Pro
             "with --trt on this machine"
         )
     open_tensorrt()  # before the bundle is copied
-    staging = Path(tempfile.mkdtemp(dir=folder.resolve().parent, prefix=f".{folder.name}-"))
-    try:
-        shutil.copytree(folder, staging, copy_function=_link, dirs_exist_ok=True)
+    with replaced_bundle(folder) as staging:
         manifest = add_fp16_engines(staging, bundle.manifest, workspace_bytes)
         write_manifest(staging, manifest)
         proof = check_reference(Bundle.draft(staging), ENGINES, "cuda")
@@ -144,31 +140,7 @@ def rebuild_engines(folder: Path, workspace_bytes: int = WORKSPACE_BYTES) -> Pro
         others = tuple(p for p in manifest.proofs if p.target != str(ENGINES))
         write_manifest(staging, manifest.model_copy(update={"proofs": (*others, proof)}))
         Bundle.open(staging)
-        _swap(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return proof
-
-
-def _link(source: str, target: str) -> str:
-    """Files are only ever replaced, so the two folders may share them until then."""
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
-    return target
-
-
-def _swap(staging: Path, folder: Path) -> None:
-    staging.chmod(folder.stat().st_mode)
-    old = staging.with_name(staging.name + ".old")
-    folder.rename(old)
-    try:
-        staging.rename(folder)
-    except OSError:
-        old.rename(folder)  # nothing is lost
-        raise
-    shutil.rmtree(old)
 
 
 def _artefact(

@@ -16,6 +16,7 @@ from s3clip_runtime.inference.manifest import (
     PLAIN,
     SCHEMA_VERSION,
     SWITCH_SCHEMA_VERSION,
+    TIERS_SCHEMA_VERSION,
     Artefact,
     Attachment,
     Contract,
@@ -55,11 +56,12 @@ class Bundle:
         """
         if not path.is_dir():
             raise BundleError(f"bundle {path}: the folder does not exist; give the folder of s3clip-export")
-        manifest = read_record(path / MANIFEST_FILE, Manifest, SCHEMA_VERSION, SWITCH_SCHEMA_VERSION)
+        versions = (SCHEMA_VERSION, SWITCH_SCHEMA_VERSION, TIERS_SCHEMA_VERSION)
+        manifest = read_record(path / MANIFEST_FILE, Manifest, *versions)
         _check_contract(path, manifest.contract)
         _check_roles(path, manifest.artefacts)
-        for artefact in manifest.artefacts:
-            check_file(path, artefact.role, artefact)
+        for artefact in {(a.file, a.sha256, a.bytes): a for a in manifest.artefacts}.values():
+            check_file(path, artefact.role, artefact)  # once each: targets share files of hundreds of MB
         for role, attachment in manifest.attachments.items():
             check_file(path, role, attachment)
         return Bundle(path, manifest)

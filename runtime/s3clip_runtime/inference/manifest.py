@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
-from typing import Annotated, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import (
     AwareDatetime,
@@ -26,9 +25,12 @@ SCHEMA_VERSION: Final = 2
 SWITCH_SCHEMA_VERSION: Final = 3
 """Of a manifest with a switch: a runtime that would not obey it says that it is too old."""
 
+TIERS_SCHEMA_VERSION: Final = 4
+"""Of a manifest with OpenVINO's targets, with or without a switch."""
+
 Role = Literal["enhance", "patchify", "encode"]
-Backend = Literal["onnx", "tensorrt"]
-Precision = Literal["fp32", "fp16"]
+Backend = Literal["onnx", "tensorrt", "openvino"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 AttachmentRole = Literal["reference", "report", "range_audit"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -49,7 +51,7 @@ class Target(NamedTuple):
         Raises:
             ConfigError: the name is none.
         """
-        known = {str(t): t for t in map(cls._make, product(get_args(Backend), get_args(Precision)))}
+        known = {str(target): target for target in TARGETS}
         if text not in known:
             raise ConfigError(f"target {text!r} is unknown; use one of {', '.join(known)}")
         return known[text]
@@ -57,6 +59,17 @@ class Target(NamedTuple):
 
 PLAIN: Final = Target("onnx", "fp32")
 """The graphs that every bundle holds, and that all others are made from."""
+
+TARGETS: Final = (
+    PLAIN,
+    Target("onnx", "fp16"),
+    Target("tensorrt", "fp32"),
+    Target("tensorrt", "fp16"),
+    Target("openvino", "bf16"),
+    Target("openvino", "int8"),
+)
+"""All that a bundle may hold. OpenVINO's share files with `PLAIN`: they say what computes them, and in which
+precision."""
 
 
 class Engine(Record):
@@ -93,8 +106,12 @@ class Artefact(Record):
 
     @model_validator(mode="after")
     def _engine_fits_backend(self) -> Artefact:
-        if (self.engine is None) != (self.backend == "onnx"):
+        if (self.engine is None) == (self.backend == "tensorrt"):
             raise ValueError(f"{self.file}: an engine entry belongs to backend tensorrt, and to it alone")
+        if self.target not in TARGETS:
+            raise ValueError(
+                f"{self.file}: target {self.target} must be one of {', '.join(map(str, TARGETS))}"
+            )
         return self
 
     @property
@@ -262,7 +279,7 @@ class Manifest(Record):
     `with_switch`.
     """
 
-    schema_version: Literal[2, 3] = SCHEMA_VERSION
+    schema_version: Literal[2, 3, 4] = SCHEMA_VERSION
     name: str
     created: AwareDatetime
     s3clip_version: str
@@ -275,14 +292,25 @@ class Manifest(Record):
     switch: Switch | None = None
 
     @model_validator(mode="after")
-    def _version_fits_switch(self) -> Manifest:
-        if (self.switch is None) != (self.schema_version == SCHEMA_VERSION):
+    def _version_fits_content(self) -> Manifest:
+        needed = self._needed_version()
+        if self.schema_version != needed:
             raise ValueError(
-                f"a switch belongs to schema_version {SWITCH_SCHEMA_VERSION}, and to it alone, "
-                f"found {self.schema_version}"
+                f"schema_version must be {needed} for what it holds, found {self.schema_version}"
             )
         return self
 
+    def changed(self, **fields: object) -> Manifest:
+        """The manifest with other fields, and the schema version that they need."""
+        drafted = self.model_copy(update=fields)
+        return drafted.model_copy(update={"schema_version": drafted._needed_version()})
+
+    def _needed_version(self) -> int:
+        """The oldest schema that can tell all of it: older runtimes read what they can obey."""
+        if any(artefact.backend == "openvino" for artefact in self.artefacts):
+            return TIERS_SCHEMA_VERSION
+        return SCHEMA_VERSION if self.switch is None else SWITCH_SCHEMA_VERSION
+
     def with_switch(self, switch: Switch) -> Manifest:
-        """The manifest with this switch in the place of any that it had, and the schema version of such."""
-        return self.model_copy(update={"switch": switch, "schema_version": SWITCH_SCHEMA_VERSION})
+        """The manifest with this switch in the place of any that it had."""
+        return self.changed(switch=switch)

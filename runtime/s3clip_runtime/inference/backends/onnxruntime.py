@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import TensorInfo
 from s3clip_runtime.inference.backends.batches import Batches, bucket_of
+from s3clip_runtime.inference.cpus import usable_cpus
 from s3clip_runtime.inference.manifest import Precision
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -80,7 +80,7 @@ class OrtSession:
             raise BackendError(f"threads must be at least 1, found {threads}; leave it out to use all CPUs")
         self._path = path
         self._device = device
-        graph = _load(str(path), str(path), device, threads or _usable_cpus(), precision)
+        graph = _load(str(path), str(path), device, threads or usable_cpus(), precision)
         self._batches = Batches(
             path,
             MappingProxyType({a.name: _info(path, a) for a in graph.get_inputs()}),
@@ -273,12 +273,6 @@ def _import_onnxruntime() -> ModuleType:
         raise BackendError(
             f'onnxruntime cannot be imported ({error}); pip install "s3clip[cpu]", or "s3clip[gpu]" for CUDA'
         ) from error
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):  # respects taskset and cpusets; Linux only
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _info(path: Path, tensor: _OrtTensor) -> TensorInfo:

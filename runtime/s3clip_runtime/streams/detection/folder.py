@@ -16,7 +16,7 @@ from s3clip_runtime.inference.backends import Session, cuda
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession, choose_device
 from s3clip_runtime.inference.backends.tensorrt import TensorRtSession
 from s3clip_runtime.inference.bundle import check_file
-from s3clip_runtime.inference.manifest import Attachment, Engine, Precision
+from s3clip_runtime.inference.manifest import Attachment, Engine
 from s3clip_runtime.inference.records import Record, read_record, write_record
 from s3clip_runtime.streams.detection.network import Settings
 
@@ -24,6 +24,9 @@ _LOG = logging.getLogger(__name__)
 
 DETECTOR_FILE = "detector.json"
 SCHEMA_VERSION: Final = 1
+
+Precision = Literal["fp32", "fp16"]
+"""Of a detector's weights."""
 
 
 class EngineFile(Attachment):

@@ -1,0 +1,141 @@
+"""OpenVINO on the CPU, in bfloat16 or with int8 weights. It is imported only when a session is opened."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s3clip_runtime.errors import BackendError
+from s3clip_runtime.inference.backends import TensorInfo
+from s3clip_runtime.inference.backends.batches import Batches
+from s3clip_runtime.inference.cpus import cpu_flags, usable_cpus
+from s3clip_runtime.inference.manifest import Precision
+
+_COMPUTES_IN: Final[Mapping[Precision, str]] = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
+"""Precision of everything that has no int8 weights."""
+
+_GROUP: Final = 256
+"""Activations of a token that share one int8 scale, taken anew in every run. The encoder at full size on one
+core: 710 ms at 128, 661 at 256, cosine with PyTorch 0.99992 and 0.99990; at 32 nothing is quantised."""
+
+_NEEDS: Final[Mapping[Precision, tuple[frozenset[str], ...]]] = {
+    "fp32": (),
+    "fp16": (),
+    "bf16": (frozenset({"avx512_bf16", "amx_bf16"}),),
+    "int8": (frozenset({"avx512_bf16", "amx_bf16"}), frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})),
+}
+"""For each precision, sets of CPU flags of which one each must be there. OpenVINO computes in float32 without
+them, which would be another precision than asked."""
+
+
+class OpenVinoSession:
+    """`backends.Session` over one ONNX file on the CPU.
+
+    Args:
+        path: a self-contained ONNX file. For "int8" its weights are int8 behind DequantizeLinear; products
+            with them are then computed in int8, with the activations quantised token by token.
+        precision: "fp32", "bf16" or "int8".
+        threads: CPU threads of one operator, >= 1; None takes all CPUs that this process may use.
+
+    Raises:
+        BackendError: openvino is not installed, the CPU lacks instructions, or the graph cannot be loaded.
+    """
+
+    def __init__(self, path: Path, *, precision: Precision, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise BackendError(f"threads must be at least 1, found {threads}; leave it out to use all CPUs")
+        problem = openvino_problem(precision)
+        if problem is not None:
+            raise BackendError(f"{path}: cannot run in {precision} with OpenVINO: {problem}")
+        self._path = path
+        compiled = _compile(path, precision, threads or usable_cpus())
+        self._batches = Batches(
+            path,
+            MappingProxyType({tensor.any_name: _info(tensor) for tensor in compiled.inputs}),
+            MappingProxyType({tensor.any_name: _info(tensor) for tensor in compiled.outputs}),
+        )
+        self._request: Any = compiled.create_infer_request()
+
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]:
+        """Name and kind of every input."""
+        return self._batches.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorInfo]:
+        """Name and kind of every output."""
+        return self._batches.outputs
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu"."""
+        return "cpu"
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph, see `backends.Session.run`."""
+        if self._request is None:
+            raise BackendError(f"{self._path}: the session is closed; open a new one")
+        return self._batches.run(inputs, partial(self._run_piece, self._request))
+
+    def close(self) -> None:
+        """Free the graph. A second call does nothing."""
+        self._request = None
+
+    def _run_piece(self, request: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:  # noqa: ANN401  untyped
+        try:
+            contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+            request.infer(contiguous, share_inputs=True)
+            # Copies: the request's own memory is written again by the next run.
+            return {name: np.array(request.get_tensor(name).data) for name in self._batches.outputs}
+        except RuntimeError as error:
+            raise BackendError(f"{self._path}: the run on cpu failed: {error}") from error
+
+
+def openvino_problem(precision: Precision) -> str | None:
+    """Why OpenVINO cannot compute in this precision here, with the cure; None where it can."""
+    lacking = lacking_instructions(precision, cpu_flags())
+    if lacking is not None:
+        return lacking
+    try:
+        importlib.import_module("openvino")
+    except ImportError as error:
+        return f'openvino cannot be imported ({error}); pip install "s3clip[openvino]"'
+    return None
+
+
+def lacking_instructions(precision: Precision, flags: Collection[str]) -> str | None:
+    """What a CPU with these flags, named as in /proc/cpuinfo, lacks for a precision; None if nothing."""
+    for one_of in _NEEDS[precision]:
+        if one_of.isdisjoint(flags):
+            return (
+                f"{precision} needs a CPU with one of {', '.join(sorted(one_of))}, and this one has none; "
+                "use another target"
+            )
+    return None
+
+
+def _compile(path: Path, precision: Precision, threads: int) -> Any:  # noqa: ANN401  untyped
+    openvino: ModuleType = importlib.import_module("openvino")
+    settings = {
+        "INFERENCE_PRECISION_HINT": _COMPUTES_IN[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,  # all threads work on one tracklet: a stream each gives no more throughput
+        "ENABLE_CPU_PINNING": False,  # decoding and detection share these cores
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if precision == "int8" else 0,
+    }
+    try:
+        return openvino.Core().compile_model(str(path), "CPU", settings)
+    except RuntimeError as error:
+        raise BackendError(f"{path}: OpenVINO cannot load it in {precision}: {error}") from error
+
+
+def _info(tensor: Any) -> TensorInfo:  # noqa: ANN401  untyped
+    shape = tuple(None if size.is_dynamic else size.get_length() for size in tensor.partial_shape)
+    return TensorInfo(shape, np.dtype(tensor.element_type.to_dtype()))
