@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -88,11 +89,9 @@ class S3Clip(nn.Module):
 
     def with_super_resolver(self, sr: nn.Module) -> S3Clip:
         """The same network, sharing all weights, but for another module in the super-resolver's place."""
-        made = S3Clip(
-            sr, self.visual, normalise_first=self.normalise_first, clamp=self.clamp, direct=self.direct
-        )
-        made.up = self.up
-        return made.train(self.training)
+        made = copy.copy(self)
+        made._modules = {**self._modules, "sr": sr}  # a shallow copy shares the table of its children
+        return made
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """ImageNet normalisation of (..., 3, H, W) in [0, 1]."""
