@@ -80,7 +80,7 @@ def page(name: str, costs: Mapping[Role, GraphCost], rows: Sequence[Row]) -> str
     return "\n\n".join(parts) + "\n"
 
 
-_CONVENTIONS = """A multiply-accumulate is two FLOPs. Other arithmetic is one FLOP an element and step, a a
+_CONVENTIONS = """A multiply-accumulate is two FLOPs. Other arithmetic is one FLOP an element and step, a
 fused operator counted as what it is made of. Activations are counted as if every node read its inputs and
 wrote its outputs in memory; views move nothing. The module `s3clip_export.cost` has the conventions."""
 

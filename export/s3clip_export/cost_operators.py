@@ -113,14 +113,16 @@ def element_flops(node: onnx.NodeProto, tensors: Tensors) -> int:
     if name in _PER_INPUT:
         return _PER_INPUT[name] * tensors[node.input[0]].elements
     if name in ("AveragePool", "MaxPool"):
-        return made * prod(attribute(node, "kernel_shape", [1]))
+        kernel: list[int] = attribute(node, "kernel_shape", [1])
+        return made * prod(kernel)
     if name == "Resize":
         return _resize_flops(node, tensors)
     return _PER_OUTPUT.get(name, 1) * made
 
 
 def _second(node: onnx.NodeProto) -> str:
-    return node.input[_SECOND_OPERAND.get(node.op_type, 1)]
+    name: str = node.input[_SECOND_OPERAND.get(node.op_type, 1)]
+    return name
 
 
 def _row_macs(node: onnx.NodeProto, tensors: Tensors) -> int:
@@ -184,7 +186,7 @@ def _resize_flops(node: onnx.NodeProto, tensors: Tensors) -> int:
         return 0
     before, after = tensors[node.input[0]].shape, tensors[node.output[0]]
     axes = sum(a != b for a, b in zip(before, after.shape, strict=True))
-    return 2 * after.elements * taps**axes
+    return 2 * after.elements * prod([taps] * axes)
 
 
 _PRODUCTS: dict[str, Callable[[onnx.NodeProto, Tensors], int]] = {

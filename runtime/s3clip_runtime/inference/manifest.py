@@ -194,6 +194,8 @@ class HeightBucket(Record):
             queries of one, in [0, 1].
         rank1_change, map_change: with minus without, with its bootstrap interval over people.
         ms_with, ms_without: time a tracklet takes, from its crops to its embedding.
+        ms_change: with minus without, with its bootstrap interval over batches; None in a bundle that was
+            measured before there was one.
     """
 
     low_px: NonNegativeFloat
@@ -209,6 +211,7 @@ class HeightBucket(Record):
     map_change: Interval
     ms_with: PositiveFloat
     ms_without: PositiveFloat
+    ms_change: Interval | None = None
 
 
 class Switch(Record):
