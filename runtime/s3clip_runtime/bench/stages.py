@@ -89,7 +89,7 @@ def prepare_rows(clips: Sequence[Clip], setting: Setting, tick: Tick) -> list[St
     """Resizing of crops, which is the same for all contenders and told under the reference's name."""
     resize = lr_batch if setting.crops == "lr" else hr_batch
     calls = {setting.reference: partial(resize, _crops(clips))}
-    return setting.rows("prepare", interleave(calls, setting.rounds, tick=tick, rest_s=0))
+    return setting.rows("prepare", interleave(calls, setting.rounds, tick=tick))
 
 
 def match_rows(dim: int, setting: Setting, tick: Tick) -> list[StageRow]:
@@ -97,7 +97,7 @@ def match_rows(dim: int, setting: Setting, tick: Tick) -> list[StageRow]:
     with made_gallery(MATCH_PROTOTYPES, dim) as gallery:
         queries = unit_vectors(setting.clips, dim, seed=1)
         calls = {setting.reference: lambda: gallery.search(queries, TOP)}
-        return setting.rows("match", interleave(calls, setting.rounds, tick=tick, rest_s=0))
+        return setting.rows("match", interleave(calls, setting.rounds, tick=tick))
 
 
 def graph_rows(

@@ -54,8 +54,8 @@ def data_text(report: BenchReport) -> str:
 
 
 def busy_text(report: BenchReport) -> str | None:
-    """A warning if other processes took more than `BUSY` of the cores."""
-    shares = [row.foreign_load for row in report.stages]
+    """A warning if other processes took more than `BUSY` of the cores while whole tracklets were timed."""
+    shares = [row.foreign_load for row in report.stages if row.stage == "tracklet"]
     if not shares or max(shares) <= BUSY:
         return None
     return (
