@@ -1,4 +1,4 @@
-"""What a benchmark found, as it lies in its JSON file. Times are milliseconds, `clips` are tracklets a call."""
+"""What a benchmark found, as it lies in its JSON file. Times are milliseconds, `clips` are tracklets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from s3clip_runtime.inference.records import Record
 SCHEMA_VERSION: Final = 1
 
 Stage = Literal["tracklet", "prepare", "enhance", "patchify", "encode", "match", "loop"]
-"""What was timed. "tracklet": from crops to embedding, which holds the four stages after it; "prepare":
-resizing crops to the graphs' input; "match": the search in a gallery; "loop": all that surrounds the model."""
+"""What was timed. "tracklet": from crops to embedding, which is "prepare" (resizing crops to graph inputs),
+"enhance" or "patchify", and "encode"; "match": the search in a gallery; "loop": what surrounds the model."""
 
 Crops = Literal["lr", "hr"]
 """Whether the clips are super-resolved ("lr") or not ("hr")."""
