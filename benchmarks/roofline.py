@@ -1,6 +1,6 @@
 """The least time that a bundle's graphs can take on devices that were not at hand, from their files alone.
 
-    python -m benchmarks.roofline BUNDLE [--report s3clip-bench.json] [--page FILE]
+    python -m benchmarks.roofline BUNDLE [--report s3clip-bench.json [--add-costs]] [--page FILE]
 
 This is arithmetic on operations, bytes and peaks, and nothing of it is measured: it says what no runtime can
 beat, and not what one reaches. A report of `s3clip-bench` on one of the devices adds what was measured there.
@@ -19,7 +19,8 @@ from benchmarks.roofline_bounds import STAGES, Row, paper_rows
 from benchmarks.roofline_page import page, table
 from benchmarks.roofline_peaks import DEVICES, Device, Precision
 from s3clip_export.cost import GraphCost, graph_cost
-from s3clip_runtime.bench.records import BenchReport, Crops
+from s3clip_runtime.bench.records import BenchReport, CostRow, Crops
+from s3clip_runtime.bench.report_file import read_report, write_report
 from s3clip_runtime.cli.errors import Command
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.bundle import Bundle
@@ -38,6 +39,21 @@ def bundle_costs(bundle: Bundle, clips: int) -> dict[Role, GraphCost]:
         "encode": clips,
     }
     return {role: graph_cost(onnx.load(bundle.file(role, PLAIN)), batch) for role, batch in batches.items()}
+
+
+def cost_rows(costs: Mapping[Role, GraphCost]) -> tuple[CostRow, ...]:
+    """As a report keeps them.
+
+    Args:
+        costs: of one tracklet.
+    """
+    return tuple(
+        CostRow(
+            graph=role, nodes=cost.nodes, flops=cost.flops, weight_bytes=cost.weight_bytes,
+            activation_bytes=cost.activation_bytes,
+        )
+        for role, cost in costs.items()
+    )  # fmt: skip
 
 
 def device_of(report: BenchReport, name: str | None = None) -> Device:
@@ -99,11 +115,14 @@ _PATH = click.Path(path_type=Path, exists=True)
 @click.command(cls=Command, name="roofline")
 @click.argument("bundle", type=_PATH)
 @click.option("--report", "report_file", type=_PATH, help="JSON of s3clip-bench, measured on a device below.")
+@click.option("--add-costs", is_flag=True, help="Write the graphs' costs into the report, for its page.")
 @click.option("--device", help="Which one, where the report does not tell.")
 @click.option("--page", "page_file", type=click.Path(path_type=Path), help="Also write it as Markdown.")
-def main(bundle: Path, report_file: Path | None, device: str | None, page_file: Path | None) -> None:
+def main(
+    bundle: Path, report_file: Path | None, add_costs: bool, device: str | None, page_file: Path | None
+) -> None:
     """The least time that BUNDLE's graphs can take on devices on paper; analytic, never measured."""
-    report = None if report_file is None else BenchReport.model_validate_json(report_file.read_bytes())
+    report = None if report_file is None else read_report(report_file)
     opened = Bundle.draft(bundle)  # a proof is about numbers, not about their cost
     costs, rows = {}, []
     for clips in clips_of(report):
@@ -113,6 +132,10 @@ def main(bundle: Path, report_file: Path | None, device: str | None, page_file: 
     click.echo(table([*rows, *measured]))
     if left:
         click.echo(f"not on paper, so left out: {', '.join(left)}")
+    if add_costs:
+        if report is None or report_file is None:
+            raise ConfigError("--add-costs writes into a report; name it with --report")
+        write_report(report_file, report.model_copy(update={"costs": cost_rows(costs[1])}))
     if page_file is not None:
         page_file.write_text(page(opened.manifest.name, costs[1], [*rows, *measured]), encoding="utf-8")
 

@@ -17,6 +17,7 @@ from benchmarks.roofline_bounds import Bound, bound, paper_rows
 from benchmarks.roofline_peaks import DEVICES, Device
 from s3clip_export.cost import GraphCost, graph_cost
 from s3clip_runtime.bench.records import BenchReport, ContenderRow, Crops, Latency, Machine, Stage, StageRow
+from s3clip_runtime.bench.report_file import read_report
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.bundle import Bundle
 
@@ -217,10 +218,28 @@ def test_the_command_joins_a_report_and_writes_the_page(bundle_folder: Path, tmp
     assert "8.00" in body[-1]
     assert body[-1].endswith("%")
     assert all(line.endswith("-") for line in body[:-1])  # nothing else was measured
+    assert read_report(tmp_path / "bench.json") == measured
     page = (tmp_path / "page.md").read_text()
     assert "Nothing here was measured" in page
     assert all(device.source in page and device.name in page for device in DEVICES)
     assert page.count("onnx-fp32") == 1
+
+
+def test_costs_are_added_to_a_report(bundle_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    measured = report("AMD EPYC", None, stage("onnx-fp32", "tracklet", 8.0))
+    file.write_text(measured.model_dump_json())
+    done = CliRunner().invoke(main, [str(bundle_folder), "--report", str(file), "--add-costs"])
+    assert done.exit_code == 0, done.output
+    after = read_report(file)
+    assert after.model_copy(update={"costs": ()}) == measured
+    assert [row.graph for row in after.costs] == ["enhance", "patchify", "encode"]
+    encode = graph_cost(onnx.load(bundle_folder / "encode.onnx"), 1)
+    assert after.costs[2].flops == encode.flops
+    assert after.costs[2].activation_bytes == encode.activation_bytes > encode.weight_bytes
+    done = CliRunner().invoke(main, [str(bundle_folder), "--add-costs"])
+    assert done.exit_code == 2
+    assert "name it with --report" in done.output
 
 
 def test_a_wrong_device_is_one_line(bundle_folder: Path, tmp_path: Path) -> None:

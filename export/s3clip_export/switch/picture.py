@@ -50,8 +50,10 @@ def draw_switch(switch: Switch) -> Figure:
     _draw_cost(cost, switch)
     for axes in (change, cost):
         axes.set_xticks(range(len(switch.buckets)), list(map(_place, switch.buckets)))
+        axes.set_xlim(-0.5, len(switch.buckets) - 0.5)
         axes.set_xlabel("height of a person in LR crops")
         _shade(axes, switch)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False, fontsize=9)
     synthetic = ", synthetic" if switch.synthetic else ""
     figure.suptitle(
         f"{switch.rule}: {switch.target} on {switch.device}, data {switch.data}{synthetic}", fontsize=11
@@ -70,10 +72,9 @@ def _draw_change(axes: Axes, switch: Switch) -> None:
         axes.errorbar(places, values, yerr=_bars(changes, 100), fmt="o", capsize=4, label=name)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axhline(
-        switch.min_gain * 100, color="grey", linestyle="--", linewidth=0.8, label="has to be possible"
+        switch.min_gain * 100, color="grey", linestyle="--", linewidth=0.8, label="mAP must be able to reach"
     )
     axes.set_ylabel("change by super-resolution, points (95 %)")
-    axes.legend()
 
 
 def _draw_cost(axes: Axes, switch: Switch) -> None:
@@ -87,7 +88,6 @@ def _draw_cost(axes: Axes, switch: Switch) -> None:
             bars = _bars([bucket.ms_change], 1)
             axes.errorbar(place, bucket.ms_without + bucket.ms_change.value, bars, color="black", capsize=4)
     axes.set_ylabel("milliseconds a tracklet")
-    axes.legend()
 
 
 def _shade(axes: Axes, switch: Switch) -> None:
@@ -95,7 +95,7 @@ def _shade(axes: Axes, switch: Switch) -> None:
     limit = switch.max_height_px
     off = [i for i, bucket in enumerate(switch.buckets) if limit is not None and bucket.high_px > limit]
     if off:
-        axes.axvspan(off[0] - 0.5, off[-1] + 0.5, color="grey", alpha=0.15, linewidth=0)
+        axes.axvspan(off[0] - 0.5, off[-1] + 0.5, color="grey", alpha=0.15, zorder=0, label="off")
 
 
 def _place(bucket: HeightBucket) -> str:
