@@ -11,7 +11,7 @@ from s3clip_runtime.inference.manifest import Role
 
 _COLUMNS = (
     "device", "contender", "stage", "crops", "clips", "latency p50 ms", "compute ms", "weights ms",
-    "activations ms", "roofline ms", "unfused ms", "reached",
+    "activations ms", "roofline ms", "fused ms", "unfused ms", "reached",
 )  # fmt: skip
 """The first ones are those of a report's `StageRow`; the others are analytic, but for the last."""
 
@@ -92,8 +92,10 @@ _BOUNDS = """- `compute`: products at the peak. fp16 and bf16: all of them; int8
 - `weights`, `activations`: reading the weights once; each operator moving its activations, unfused, in
   16 bits.
 - `roofline`: the longer of compute and the traffic of weights, inputs and outputs. No runtime is faster.
-- `unfused`: node by node the longer of compute and traffic. A runtime that fuses nothing cannot be faster
-  while activations do not fit its caches; what it needs beyond the roofline is what fusing can save.
+- `unfused`: node by node the longer of compute and traffic: a runtime that fuses nothing, while activations
+  do not fit its caches.
+- `fused`: the same of products, Softmax and normalisations alone: a runtime that fuses all other nodes into
+  these. What it needs beyond the roofline only kernels of whole blocks save, such as fused attention.
 - `reached`: roofline by latency, where a report has one.
 
 A tracklet is `enhance` and `encode` for LR crops, `patchify` and `encode` for HR ones."""
@@ -115,7 +117,10 @@ def _breakdown(cost: GraphCost) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     bound = row.bound
-    times = (bound.compute_ms, bound.weights_ms, bound.activations_ms, bound.roofline_ms, bound.unfused_ms)
+    times = (
+        bound.compute_ms, bound.weights_ms, bound.activations_ms, bound.roofline_ms, bound.fused_ms,
+        bound.unfused_ms,
+    )  # fmt: skip
     return (
         row.device, row.contender, row.stage, row.crops, str(row.clips),
         "-" if row.measured_ms is None else f"{row.measured_ms:.2f}",

@@ -47,6 +47,13 @@ class OpCost:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeCost(OpCost):
+    """Of one node; `op` is its operator as in `GraphCost.by_op`."""
+
+    op: str
+
+
+@dataclass(frozen=True, slots=True)
 class GraphCost(OpCost):
     """Of a whole graph.
 
@@ -59,7 +66,7 @@ class GraphCost(OpCost):
 
     boundary_bytes: int
     by_op: Mapping[str, OpCost]
-    by_node: tuple[OpCost, ...]
+    by_node: tuple[NodeCost, ...]
     unknown: tuple[str, ...]
 
 
@@ -79,7 +86,7 @@ def graph_cost(model: onnx.ModelProto, batch: int) -> GraphCost:
     constant = {weight.name for weight in model.graph.initializer}
     unread = set(constant)
     by_node = []
-    parts: dict[str, list[OpCost]] = defaultdict(list)
+    parts: dict[str, list[NodeCost]] = defaultdict(list)
     for node in model.graph.node:
         sources = {name for name in node.input if name}
         weight_bytes = _bytes(tensors, sources & unread)
@@ -87,11 +94,11 @@ def graph_cost(model: onnx.ModelProto, batch: int) -> GraphCost:
         if sources <= constant:
             constant.update(node.output)
             unread.update(node.output if node.op_type == "Constant" else ())
-            cost = OpCost(1, 0, 0, 0, weight_bytes, 0)
+            cost = NodeCost(1, 0, 0, 0, weight_bytes, 0, operator(node))
         else:
             cost = _node_cost(node, tensors, constant, weight_bytes)
         by_node.append(cost)
-        parts[operator(node)].append(cost)
+        parts[cost.op].append(cost)
     ends = [value.name for value in (*model.graph.input, *model.graph.output) if value.name not in constant]
     return GraphCost(
         **asdict(_sum(by_node)),
@@ -109,17 +116,18 @@ def operator(node: onnx.NodeProto) -> str:
 
 def _node_cost(
     node: onnx.NodeProto, tensors: Mapping[str, Tensor], constant: set[str], weight_bytes: int
-) -> OpCost:
+) -> NodeCost:
     """Of a node that depends on an input."""
     products = 2 * product_macs(node, tensors)
     linear = products if has_weights(node, constant) else 0
-    return OpCost(
+    return NodeCost(
         nodes=1,
         flops=products + element_flops(node, tensors),
         product_flops=products,
         linear_flops=linear,
         weight_bytes=weight_bytes,
         activation_bytes=_traffic(node, tensors, constant),
+        op=operator(node),
     )
 
 
