@@ -21,6 +21,7 @@ from benchmarks.roofline_peaks import DEVICES, Device, Precision
 from s3clip_export.cost import GraphCost, graph_cost
 from s3clip_runtime.bench.records import BenchReport, CostRow, Crops
 from s3clip_runtime.bench.report_file import read_report, write_report
+from s3clip_runtime.bench.table import busy_text
 from s3clip_runtime.cli.errors import Command
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.bundle import Bundle
@@ -130,6 +131,9 @@ def main(
         rows += paper_rows(costs[clips], clips)
     measured, left = ([], []) if report is None else measured_rows(report, device_of(report, device), rows)
     click.echo(table([*rows, *measured]))
+    busy = None if report is None else busy_text(report)
+    if busy is not None:
+        click.echo(busy)
     if left:
         click.echo(f"not on paper, so left out: {', '.join(left)}")
     if add_costs:

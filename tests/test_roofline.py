@@ -246,6 +246,11 @@ def test_costs_are_added_to_a_report(bundle_folder: Path, tmp_path: Path) -> Non
     assert after.model_copy(update={"costs": ()}) == measured
     assert [row.graph for row in after.costs] == ["enhance", "patchify", "encode"]
     encode = graph_cost(onnx.load(bundle_folder / "encode.onnx"), 1)
+    assert "other processes took" not in done.output
+    busy = measured.stages[0].model_copy(update={"foreign_load": 0.4})
+    file.write_text(measured.model_copy(update={"stages": (busy,)}).model_dump_json())
+    done = CliRunner().invoke(main, [str(bundle_folder), "--report", str(file)])
+    assert "other processes took up to 40 % of the cores" in done.output
     assert after.costs[2].flops == encode.flops
     assert after.costs[2].activation_bytes == encode.activation_bytes > encode.weight_bytes
     done = CliRunner().invoke(main, [str(bundle_folder), "--add-costs"])
