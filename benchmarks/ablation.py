@@ -18,7 +18,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import cpu_name
 from s3clip.checkpoint import read_run
 from s3clip.config import TrainConfig, load_config
 from s3clip.datasets.catalog import read_train
@@ -29,6 +28,7 @@ from s3clip.evaluation.figures import bucket_name, height_buckets
 from s3clip.models.swinir import SwinIR
 from s3clip.train import train
 from s3clip.watch import SuperResolutionWatch
+from s3clip_runtime.bench.machine import cpu_name
 from s3clip_runtime.inference.ranking import bootstrap_interval, paired_bootstrap, sign_flip_p_value
 
 ROOT = Path(__file__).parents[1]

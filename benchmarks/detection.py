@@ -17,7 +17,7 @@ import av
 import click
 import numpy as np
 
-from benchmarks.machine import cpu_name
+from s3clip_runtime.bench.machine import cpu_name
 from s3clip_runtime.streams.detection.choose import Choice, open_detectors
 from s3clip_runtime.streams.detection.detector import Detector
 from s3clip_runtime.streams.detection.mot import MotDetector

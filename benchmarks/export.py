@@ -17,7 +17,6 @@ import click
 import onnx
 import torch
 
-from benchmarks.machine import cpu_name
 from s3clip.config import DataSettings, load_config
 from s3clip.models.model import S3Clip, build_model
 from s3clip_export.fp16.convert import read_ranges, write_fp16
@@ -25,6 +24,7 @@ from s3clip_export.onnx import OPSET
 from s3clip_export.proof.verify import begin_trial, prove
 from s3clip_export.tensorrt.build import build_engine
 from s3clip_export.write import export_graphs
+from s3clip_runtime.bench.machine import cpu_name
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.gate import broken_bounds

@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from benchmarks.machine import cpu_name
 from s3clip.batching import TripletSampler
 from s3clip.config import DataSettings
 from s3clip.datasets.catalog import read_train
 from s3clip.triplets import MicroBatch, TripletDataset
+from s3clip_runtime.bench.machine import cpu_name
 from s3clip_runtime.inference.spec import CLIP_LENGTH
 
 IDENTITIES, TRACKLETS, FRAMES = 24, 2, 16

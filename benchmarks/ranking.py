@@ -16,7 +16,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import cpu_name
+from s3clip_runtime.bench.machine import cpu_name
 from s3clip_runtime.inference.ranking import (
     RankingResult,
     bootstrap_interval,

@@ -25,7 +25,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.machine import cpu_name
+from s3clip_runtime.bench.machine import cpu_name
 from s3clip_runtime.streams.reading.addresses import SourceSpec, parse_source
 from s3clip_runtime.streams.recognition.latency import KEPT
 

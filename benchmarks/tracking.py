@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from trackers.eval import evaluate_mot_sequence
 
-from benchmarks.machine import cpu_name
 from s3clip.synthetic import write_videos
+from s3clip_runtime.bench.machine import cpu_name
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
 from s3clip_runtime.streams.detection.background import BackgroundDetector
 from s3clip_runtime.streams.detection.boxes import clipped

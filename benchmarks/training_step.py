@@ -21,7 +21,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.loader import write_crops
-from benchmarks.machine import cpu_name
 from s3clip.checkpoint import RunFolder
 from s3clip.config import TrainConfig, load_config
 from s3clip.datasets.catalog import read_train
@@ -30,6 +29,7 @@ from s3clip.networks import build_networks
 from s3clip.parallel import World
 from s3clip.reid import ReidStage
 from s3clip.train import Run, prepare_modules, reid_stage
+from s3clip_runtime.bench.machine import cpu_name
 
 CONFIG = Path(__file__).parents[1] / "configs" / "detreidx.toml"
 SETTINGS = ["device=cpu", "data.kind=folder", "clip.weights=random", "sr.weights=random", "reid.epochs=1"]

@@ -3,63 +3,35 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from made_switches import bucket, switch
 from numpy.typing import NDArray
-from tiny_bundle import HR_SCALE, LR_SCALE, crops_graph, edit_manifest, embedding_of, manifest_of, tokens_of
+from tiny_bundle import HR_SCALE, LR_SCALE, edit_manifest, embedding_of, manifest_of, tokens_of
 from tiny_bundle import write_tiny_bundle as write_tiny
-from worlds import write_block_world
 
 import s3clip_runtime
 from s3clip.clips import load_crops
 from s3clip.config import DataSettings
 from s3clip.datasets import Protocol, Tracklet
 from s3clip.datasets.catalog import protocol_tracklets, read_protocols
-from s3clip_export.cli import main
-from s3clip_export.switch import (
+from s3clip_export.switch.buckets import (
     MIN_PEOPLE,
     BothWays,
     bucket_edges,
     choose_height,
-    data_of,
-    embed_both_ways,
     measure_buckets,
 )
-from s3clip_export.switch_table import describe
+from s3clip_export.switch.measure import CLIPS_AT_ONCE, data_of, embed_both_ways
+from s3clip_export.switch.table import describe
 from s3clip_runtime.errors import BundleError, ConfigError, DataError
-from s3clip_runtime.inference import spec
 from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.clips import Clip, spread_indices
 from s3clip_runtime.inference.embedder import Embedder
-from s3clip_runtime.inference.manifest import HeightBucket, Interval, Switch
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
-
-POINT = Interval(value=0, low=0, high=0)
-
-
-def bucket(
-    low: float, high: float, change: tuple[float, float] = (-0.01, 0.01), people: int = 50
-) -> HeightBucket:
-    """A bucket whose gain of mAP has this interval."""
-    gain = Interval(value=sum(change) / 2, low=change[0], high=change[1])
-    return HeightBucket(
-        low_px=low, high_px=high, tracklets=60, people=people, queries=90, rank1_with=0.5, rank1_without=0.5,
-        map_with=0.5, map_without=0.5, rank1_change=POINT, map_change=gain, ms_with=9, ms_without=4,
-    )  # fmt: skip
-
-
-def switch(max_height_px: float | None, *buckets: HeightBucket) -> Switch:
-    return Switch(
-        max_height_px=max_height_px, min_gain=0.005, data="blocks", synthetic=False, tracklets=200,
-        queries=150, target="onnx-fp32", device="cpu", created=datetime(2026, 11, 25, tzinfo=UTC),
-        buckets=buckets or (bucket(0, 40),),
-    )  # fmt: skip
-
 
 # The manifest
 
@@ -82,6 +54,17 @@ def test_a_switch_is_kept_and_obeyed(
     assert bundle.manifest.switch == measured
     assert [bundle.enhances(height) for height in (1, 31.5, 31.6, 500)] == enhanced
     assert words in measured.rule
+
+
+def test_a_switch_without_intervals_of_its_cost_is_still_read(tmp_path: Path) -> None:
+    """Bundles of schema 3 were written before there were any."""
+    folder = write_tiny(tmp_path / "bundle")
+    write_manifest(folder, manifest_of(folder).with_switch(switch(20)))
+    written = json.loads((folder / "manifest.json").read_text())["switch"]
+    for old in written["buckets"]:
+        del old["ms_change"]
+    edit_manifest(folder, switch=written)
+    assert Bundle.open(folder).manifest.switch == switch(20)
 
 
 def test_without_a_switch_all_heights_are_enhanced_and_older_runtimes_read_on(tmp_path: Path) -> None:
@@ -168,7 +151,9 @@ def made_up_world(rng: np.random.Generator, people: int) -> tuple[list[Protocol]
         Protocol("ga", ground, aerial),
         Protocol("aa", aerial, aerial),
     ]
-    return protocols, tracklets, BothWays(lr, np.array(heights, float), with_sr, without, ms[0], ms[1])
+    batch = np.arange(len(tracklets)) // 8
+    both = BothWays(lr, np.array(heights, float), with_sr, without, ms[0], ms[1], batch)
+    return protocols, tracklets, both
 
 
 def slow_answers(
@@ -197,7 +182,7 @@ def test_buckets_equal_slow_loops() -> None:
             for i, t in enumerate(tracklets)
         }
 
-    for bucket, (low, high) in zip(found, pairwise(edges), strict=True):
+    for one, (low, high) in zip(found, pairwise(edges), strict=True):
         people: dict[int, list[tuple[float, float, float, float]]] = {}
         for protocol in protocols:
             for query in protocol.query:
@@ -211,12 +196,20 @@ def test_buckets_equal_slow_loops() -> None:
                     people.setdefault(query.identity, []).append((*ours, *theirs))
         means = np.array([np.mean(rows, axis=0) for rows in people.values()]).mean(axis=0)
         held = [t for t in tracklets if not t.hr and low < height[t.name] <= high]
-        assert (bucket.tracklets, bucket.people) == (len(held), len(people))
-        assert bucket.queries == sum(map(len, people.values()))
-        seen = (bucket.rank1_with, bucket.map_with, bucket.rank1_without, bucket.map_without)
+        assert (one.tracklets, one.people) == (len(held), len(people))
+        assert one.queries == sum(map(len, people.values()))
+        seen = (one.rank1_with, one.map_with, one.rank1_without, one.map_without)
         np.testing.assert_allclose(seen, means, atol=1e-6)
-        assert bucket.map_change.value == pytest.approx(means[1] - means[3], abs=1e-6)
-        assert bucket.map_change.low < bucket.map_change.value < bucket.map_change.high
+        assert one.map_change.value == pytest.approx(means[1] - means[3], abs=1e-6)
+        assert one.map_change.low < one.map_change.value < one.map_change.high
+        batches: dict[int, list[float]] = {}
+        for i, tracklet in enumerate(tracklets):
+            if tracklet in held:
+                batches.setdefault(i // 8, []).append(both.with_ms[i] - both.without_ms[i])
+        assert one.ms_change is not None
+        added = np.mean([np.mean(batch) for batch in batches.values()])
+        assert one.ms_change.value == pytest.approx(added)
+        assert one.ms_change.low < one.ms_change.value < one.ms_change.high
     assert max(abs(b.map_change.value) for b in found) > 0.02  # there is something to see
 
 
@@ -291,68 +284,9 @@ def test_lr_tracklets_are_embedded_both_ways(tiny_world: Path, bundle_folder: Pa
         np.testing.assert_allclose(both.without_sr[i], by_hand(clip, enhance=False), atol=2e-5)
         assert both.heights_px[i] == (150 if clip.hr else 28)
         assert (both.with_ms[i] > 0) == (both.without_ms[i] > 0) == (not clip.hr)
-
-
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More people than the least that can switch something off."""
-    root = tmp_path_factory.mktemp("crowd") / "crowd"
-    return write_block_world(root, train=1, test=MIN_PEOPLE + 4, tracklets=1, frames=2)
-
-
-def run(*words: str) -> str:
-    result = CliRunner().invoke(main, ["switch", *words, "--device", "cpu"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def test_a_super_resolver_that_destroys_is_switched_off(crowd: Path, tmp_path: Path) -> None:
-    folder = write_tiny(tmp_path / "bundle", encode_weight=1000)  # what the crops show, not the platform
-    blind = crops_graph(spec.LR_SIZE, 0.0, picture=True, count_batch=False)  # every crop looks alike
-    (folder / "enhance.onnx").write_bytes(blind.SerializeToString())
-    write_manifest(folder, manifest_of(folder))
-    before = manifest_of(folder)
-    said = run(str(folder), str(crowd))
-    assert "decided: no clip is super-resolved; a gain of 0.5 points of mAP is ruled out" in said
-    assert "synthetic" not in said
-    manifest = Bundle.open(folder).manifest
-    assert manifest.switch is not None
-    (only,) = manifest.switch.buckets
-    assert (only.low_px, only.high_px, only.tracklets, only.people) == (0, 28, 24, 24)
-    assert only.map_with < 0.2 < 0.3 < only.map_without
-    assert manifest.switch.data == "crowd"
-    assert not Bundle.open(folder).enhances(28)
-    assert manifest.model_copy(update={"switch": None, "schema_version": 2}) == before
-
-
-def test_a_switch_of_few_people_changes_nothing(tiny_world: Path, tmp_path: Path) -> None:
-    folder = write_tiny(tmp_path / "bundle")
-    said = run(str(folder), str(tiny_world), "--tracklets", "8", "--min-gain", "1")
-    assert f"on (fewer than {MIN_PEOPLE} people)" in said
-    assert Bundle.open(folder).enhances(1000)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--buckets", "24,x"], "heights in pixels are numbers"),
-        (
-            ["--buckets", "24,90"],
-            "must rise from above 0 to below the tallest LR tracklet of 28 px, found 24,90",
-        ),
-        (["--buckets", "10"], "one of the 0 LR tracklets above 0 and up to 10 px"),
-        (["--target", "onnx-fp16"], "holds no onnx-fp16 graphs"),
-    ],
-)
-def test_wrong_wishes_leave_the_bundle_as_it_was(
-    tiny_world: Path, tmp_path: Path, words: list[str], message: str
-) -> None:
-    folder = write_tiny(tmp_path / "bundle")
-    before = (folder / "manifest.json").read_bytes()
-    result = CliRunner().invoke(main, ["switch", str(folder), str(tiny_world), *words])
-    assert result.exit_code == 2
-    assert message in result.output
-    assert (folder / "manifest.json").read_bytes() == before
+    for number in np.unique(both.batch):  # one kind, and no more than go at once
+        assert len(set(both.lr[both.batch == number])) == 1
+        assert (both.batch == number).sum() <= CLIPS_AT_ONCE
 
 
 def test_the_layout_of_the_data_is_that_of_the_run(tmp_path: Path) -> None:

@@ -183,65 +183,6 @@ def _tiers(bf16: bool, int8: bool) -> tuple[Target, ...]:
     return (BF16,) * bf16 + (INT8,) * int8
 
 
-@main.command
-@click.argument("bundle", type=_PATH)
-@click.argument("data", type=_PATH)
-@click.option("--data-kind", type=click.Choice(get_args(DataKind)), help="Layout of DATA; default the run's.")
-@click.option(
-    "--buckets", metavar="PX,...", help="Rising heights between the buckets; default quantiles of DATA."
-)
-@click.option("--tracklets", type=click.IntRange(2), help="About how many to measure on; default all.")
-@click.option(
-    "--min-gain",
-    type=click.FloatRange(-1, 1),
-    default=0.005,  # half a point: super-resolution is most of what a full-size look takes
-    show_default=True,
-    metavar="X",
-    help="Gain of mAP, of 1, that must be possible for super-resolution to stay on.",
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--target", metavar="NAME", help="Which graphs of the bundle; chosen by the device else.")
-def switch(
-    bundle: Path,
-    data: Path,
-    data_kind: DataKind | None,
-    buckets: str | None,
-    tracklets: int | None,
-    min_gain: float,
-    device: str,
-    target: str | None,
-) -> None:
-    """Measure on the test split of DATA up to which height of a person super-resolution is worth its time,
-    and write that into BUNDLE."""
-    edges = _heights(buckets)
-    with needs_extra("export"):
-        from s3clip_export.switch import data_of, measure_switch, write_switch
-        from s3clip_export.switch_table import describe
-        from s3clip_runtime.inference.bundle import Bundle
-        from s3clip_runtime.inference.manifest import Target
-
-    opened = Bundle.open(bundle)
-    found = measure_switch(
-        opened,
-        data_of(opened, data, data_kind),
-        device=device,
-        target=None if target is None else Target.parse(target),
-        edges_px=edges,
-        count=tracklets,
-        min_gain=min_gain,
-    )
-    write_switch(opened, found)
-    click.echo(describe(found))
-    click.echo(f"bundle {bundle}: the switch is in its manifest")
-
-
-def _heights(text: str | None) -> list[float]:
-    try:
-        return [] if text is None else [float(word) for word in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--buckets {text}: heights in pixels are numbers, like 24,32,48") from None
-
-
 def _bytes(gib: float) -> int:
     return int(gib * 2**30)
 

@@ -26,7 +26,7 @@ SWITCH_SCHEMA_VERSION: Final = 3
 """Of a manifest with a switch: a runtime that would not obey it says that it is too old."""
 
 TIERS_SCHEMA_VERSION: Final = 4
-"""Of a manifest with OpenVINO's targets, with or without a switch."""
+"""Of a manifest with OpenVINO's targets, or with a switch that tells the interval of its cost."""
 
 Role = Literal["enhance", "patchify", "encode"]
 Backend = Literal["onnx", "tensorrt", "openvino"]
@@ -211,6 +211,8 @@ class HeightBucket(Record):
             queries of one, in [0, 1].
         rank1_change, map_change: with minus without, with its bootstrap interval over people.
         ms_with, ms_without: time a tracklet takes, from its crops to its embedding.
+        ms_change: with minus without, with its bootstrap interval over batches; None in a bundle that was
+            measured before there was one.
     """
 
     low_px: NonNegativeFloat
@@ -226,6 +228,7 @@ class HeightBucket(Record):
     map_change: Interval
     ms_with: PositiveFloat
     ms_without: PositiveFloat
+    ms_change: Interval | None = None
 
 
 class Switch(Record):
@@ -307,7 +310,9 @@ class Manifest(Record):
 
     def _needed_version(self) -> int:
         """The oldest schema that can tell all of it: older runtimes read what they can obey."""
-        if any(artefact.backend == "openvino" for artefact in self.artefacts):
+        buckets = () if self.switch is None else self.switch.buckets
+        tiers = any(artefact.backend == "openvino" for artefact in self.artefacts)
+        if tiers or any(bucket.ms_change is not None for bucket in buckets):
             return TIERS_SCHEMA_VERSION
         return SCHEMA_VERSION if self.switch is None else SWITCH_SCHEMA_VERSION
 
