@@ -140,10 +140,10 @@ def _refusing(target: Target, asked: tuple[Target, ...] | None, refused: dict[st
 
 
 def calls_of(choices: Choices, contenders: int) -> int:
-    """Timed calls of a measurement, for a progress bar."""
+    """How often `measure` ticks, for a progress bar: every timed call, and once for each contender's own row."""
     settings = len(KINDS) * len(choices.clips) * len(choices.threads)
     stages = 3 * len(choices.threads) * contenders + len(KINDS) + 1
-    return (settings * contenders + stages + len(choices.galleries)) * (choices.rounds + 1)
+    return (settings * contenders + stages + len(choices.galleries)) * (choices.rounds + 1) + contenders
 
 
 def measure(bundle: Bundle, choices: Choices, lineup: Lineup, tick: Tick) -> BenchReport:
