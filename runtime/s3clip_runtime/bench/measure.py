@@ -140,7 +140,7 @@ def _refusing(target: Target, asked: tuple[Target, ...] | None, refused: dict[st
 
 
 def calls_of(choices: Choices, contenders: int) -> int:
-    """How often `measure` ticks, for a progress bar: every timed call, and once for each contender's own row."""
+    """How often `measure` ticks, for a progress bar: timed calls, and once for each contender's own row."""
     settings = len(KINDS) * len(choices.clips) * len(choices.threads)
     stages = 3 * len(choices.threads) * contenders + len(KINDS) + 1
     return (settings * contenders + stages + len(choices.galleries)) * (choices.rounds + 1) + contenders
