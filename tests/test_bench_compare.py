@@ -64,7 +64,8 @@ def test_other_machines_are_compared_by_speed_ups() -> None:
     found = compare(old, new)
     assert found.measure == "speed-ups"
     assert "cpu: Planted CPU and Other" in found.reason
-    assert [(change.key[0], change.ratio) for change in found.changes] == [("onnx-fp16", pytest.approx(1.25))]
+    assert [change.key[0] for change in found.changes] == ["onnx-fp16"]
+    assert found.changes[0].ratio == pytest.approx(1.25)
     assert found.slower(1.1)
     assert found.left_out == 1
 

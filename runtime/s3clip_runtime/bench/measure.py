@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -110,29 +110,40 @@ def find_lineup(bundle: Bundle, choices: Choices, tick: Tick) -> Lineup:
     """
     asked = choices.targets
     wanted = bundle.targets if asked is None else tuple(dict.fromkeys((PLAIN, *asked)))
+    devices: dict[Target, str] = {}
+    refused: dict[str, str] = {}
+    # All devices first: a target that is not there is told before any process is started.
+    for target in wanted:
+        with _refusing(target, asked, refused):
+            devices[target] = choose_target(bundle, choices.device, target).device
     contenders: list[Contender] = []
     cold: dict[str, ColdStart] = {}
-    refused: dict[str, str] = {}
-    for target in wanted:
-        try:
-            device = choose_target(bundle, choices.device, target).device
+    for target, device in devices.items():
+        with _refusing(target, asked, refused):
             tick(f"{target} cold")
             cold[str(target)] = cold_start(bundle.folder, target, device, max(choices.threads))
             contenders.append(Contender(target, device))
-        except (BackendError, BundleError) as error:
-            if asked is not None and target in asked:
-                raise
-            refused[str(target)] = str(error)
     if not contenders:
         raise BackendError(f"no target of bundle {bundle.folder} can run here: {'; '.join(refused.values())}")
     return Lineup(tuple(contenders), cold, refused)
 
 
+@contextmanager
+def _refusing(target: Target, asked: tuple[Target, ...] | None, refused: dict[str, str]) -> Iterator[None]:
+    """Note why a target cannot run; an error if it was asked for."""
+    try:
+        yield
+    except (BackendError, BundleError) as error:
+        if asked is not None and target in asked:
+            raise
+        refused[str(target)] = str(error)
+
+
 def calls_of(choices: Choices, contenders: int) -> int:
-    """Timed calls of a measurement, for a progress bar."""
+    """How often `measure` ticks, for a progress bar: timed calls, and once for each contender's own row."""
     settings = len(KINDS) * len(choices.clips) * len(choices.threads)
     stages = 3 * len(choices.threads) * contenders + len(KINDS) + 1
-    return (settings * contenders + stages + len(choices.galleries)) * (choices.rounds + 1)
+    return (settings * contenders + stages + len(choices.galleries)) * (choices.rounds + 1) + contenders
 
 
 def measure(bundle: Bundle, choices: Choices, lineup: Lineup, tick: Tick) -> BenchReport:

@@ -18,9 +18,9 @@ from s3clip_runtime.bench.load import LoadMeter
 from s3clip_runtime.bench.records import Latency, Spread
 from s3clip_runtime.errors import ConfigError
 
-REST_S: Final = 0.03
-"""Between two calls: the threads of a backend keep spinning for a while when their work is done, and would
-take the cores from the next contender."""
+REST_S: Final = 0.1
+"""Between two calls: the threads of a backend keep spinning when their work is done, and would take the cores
+from the next contender. ONNX Runtime's spin for 47 ms of CPU time."""
 
 
 @dataclass(frozen=True, slots=True)
