@@ -68,6 +68,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[BenchReport, str
     return read_report(folder / "a.json"), done.stdout, folder
 
 
+@pytest.mark.slow
 def test_a_run_measures_every_setting_once(measured: tuple[BenchReport, str, Path]) -> None:
     rows = [(r.contender, r.stage, r.crops, r.clips, r.threads) for r in measured[0].stages]
     both = ("onnx-fp32", "onnx-fp16")
@@ -80,6 +81,7 @@ def test_a_run_measures_every_setting_once(measured: tuple[BenchReport, str, Pat
     assert set(rows) == expected
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_run_fit_each_other(measured: tuple[BenchReport, str, Path]) -> None:
     report = measured[0]
     for row in report.stages:
@@ -100,6 +102,7 @@ def test_the_numbers_of_a_run_fit_each_other(measured: tuple[BenchReport, str, P
     assert report.synthetic
 
 
+@pytest.mark.slow
 def test_what_cannot_run_is_told_and_not_dropped(measured: tuple[BenchReport, str, Path]) -> None:
     report, printed, _ = measured
     assert list(report.refused) == ["tensorrt-fp16"]
@@ -108,6 +111,7 @@ def test_what_cannot_run_is_told_and_not_dropped(measured: tuple[BenchReport, st
     assert "onnx-fp16" in printed
 
 
+@pytest.mark.slow
 def test_pictures_lie_beside_the_report(measured: tuple[BenchReport, str, Path]) -> None:
     folder = measured[2]
     assert sorted(path.name for path in folder.iterdir()) == ["a-plots", "a.json", "bundle"]
@@ -328,6 +332,7 @@ def test_the_page_command_writes_page_and_pictures(tmp_path: Path) -> None:
         assert (tmp_path / f"results-plots/{link}.svg").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_the_report_is_plain_json(measured: tuple[BenchReport, str, Path]) -> None:
     tree = json.loads((measured[2] / "a.json").read_text())
     assert tree["schema_version"] == 1
