@@ -14,7 +14,7 @@ from s3clip_runtime.bench.records import Crops
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import MANIFEST_FILE, Bundle
 from s3clip_runtime.inference.clips import Clip
-from s3clip_runtime.inference.manifest import Manifest
+from s3clip_runtime.inference.manifest import SCHEMA_VERSIONS, Manifest
 from s3clip_runtime.inference.records import read_record
 from s3clip_runtime.inference.reference import Reference, read_reference
 from s3clip_runtime.inference.spec import CLIP_LENGTH
@@ -97,6 +97,6 @@ def _reference_of(folder: Path, manifest: Manifest) -> Reference | None:
 def _demo_manifest(folder: Path) -> Manifest | None:
     """That of the bundle which the runtime ships, None where it was left out or is older."""
     try:
-        return read_record(folder / MANIFEST_FILE, Manifest, 2, 3)
+        return read_record(folder / MANIFEST_FILE, Manifest, *SCHEMA_VERSIONS)
     except BundleError:
         return None

@@ -20,6 +20,7 @@ from s3clip_runtime.bench.galleries import measure_gallery
 from s3clip_runtime.bench.machine import fingerprint, usable_cores
 from s3clip_runtime.bench.records import BenchReport, ContenderRow, Crops, GalleryRow, StageRow
 from s3clip_runtime.bench.stages import (
+    ClipEmbedder,
     Contender,
     Setting,
     Tick,
@@ -214,7 +215,7 @@ def _contender_rows(
     for one in lineup.contenders:
         tick(one.name)
         with Embedder(bundle, device=one.device, target=one.target, threads=max(choices.threads)) as embedder:
-            accuracy = _accuracy(embedder, clips.reference)
+            accuracy = accuracy_of(embedder, clips.reference)
             energy_j, source = _energy(embedder, clips)
         cold = lineup.cold[one.name]
         yield ContenderRow(
@@ -231,8 +232,8 @@ def _contender_rows(
         )
 
 
-def _accuracy(
-    embedder: Embedder, reference: Reference | None
+def accuracy_of(
+    embedder: ClipEmbedder, reference: Reference | None
 ) -> tuple[float | None, float | None, float | None]:
     """Mean and smallest cosine to PyTorch's embeddings, and how often the nearest neighbour is the same."""
     if reference is None:

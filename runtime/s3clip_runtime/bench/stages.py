@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from s3clip_runtime.bench.rounds import Rounds, interleave
 from s3clip_runtime.inference.backends import Session
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
-from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.manifest import Role, Target
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 from s3clip_runtime.inference.sessions import open_session
@@ -27,6 +26,13 @@ MATCH_PROTOTYPES = 1000
 """Of the gallery that the stage "match" searches: a hundred people."""
 
 Tick = Callable[[str], None]
+
+
+class ClipEmbedder(Protocol):
+    """An `Embedder`, or an opponent in its place."""
+
+    def embed(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
+        """Clips to unit vectors, float32 (N, D)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ class Setting:
 
 
 def tracklet_rows(
-    embedders: Mapping[str, Embedder], clips: Sequence[Clip], setting: Setting, tick: Tick
+    embedders: Mapping[str, ClipEmbedder], clips: Sequence[Clip], setting: Setting, tick: Tick
 ) -> list[StageRow]:
     """Crops to embeddings, all stages together."""
     calls = {name: partial(embedder.embed, clips) for name, embedder in embedders.items()}

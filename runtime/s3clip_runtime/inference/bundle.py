@@ -14,9 +14,7 @@ from typing import get_args
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.manifest import (
     PLAIN,
-    SCHEMA_VERSION,
-    SWITCH_SCHEMA_VERSION,
-    TIERS_SCHEMA_VERSION,
+    SCHEMA_VERSIONS,
     Artefact,
     Attachment,
     Contract,
@@ -56,8 +54,7 @@ class Bundle:
         """
         if not path.is_dir():
             raise BundleError(f"bundle {path}: the folder does not exist; give the folder of s3clip-export")
-        versions = (SCHEMA_VERSION, SWITCH_SCHEMA_VERSION, TIERS_SCHEMA_VERSION)
-        manifest = read_record(path / MANIFEST_FILE, Manifest, *versions)
+        manifest = read_record(path / MANIFEST_FILE, Manifest, *SCHEMA_VERSIONS)
         _check_contract(path, manifest.contract)
         _check_roles(path, manifest.artefacts)
         for artefact in {(a.file, a.sha256, a.bytes): a for a in manifest.artefacts}.values():

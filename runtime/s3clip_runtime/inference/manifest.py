@@ -28,6 +28,9 @@ SWITCH_SCHEMA_VERSION: Final = 3
 TIERS_SCHEMA_VERSION: Final = 4
 """Of a manifest with OpenVINO's targets, or with a switch that tells the interval of its cost."""
 
+SCHEMA_VERSIONS: Final = (SCHEMA_VERSION, SWITCH_SCHEMA_VERSION, TIERS_SCHEMA_VERSION)
+"""All that are read here."""
+
 Role = Literal["enhance", "patchify", "encode"]
 Backend = Literal["onnx", "tensorrt", "openvino"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]

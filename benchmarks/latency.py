@@ -1,0 +1,218 @@
+"""Speed at full size: s3clip's targets beside what people run without it, in the same interleaved rounds.
+
+    python -m benchmarks.latency -o docs/results.json --plots docs/pictures
+
+Random weights with planted outliers on crops of the synthetic world: times hold for any weights, and the
+accuracy beside PyTorch orders the targets, but certifies no trained checkpoint. One process, so that all meet
+the same machine; ratios within a round, their medians and quartiles.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import torch
+from tqdm import tqdm
+
+from benchmarks.opponents import export_plain, onnxruntime_opponent, openvino_opponent, torch_opponent
+from benchmarks.outliers import plant_outliers
+from benchmarks.roofline import bundle_costs, cost_rows
+from s3clip.config import DataSettings, SyntheticSettings, load_config
+from s3clip.models.model import S3Clip, build_model
+from s3clip_export.proof.verify import Trial, begin_trial, prove
+from s3clip_export.tiers import BF16, INT8, add_tiers
+from s3clip_export.write import export_graphs
+from s3clip_runtime.bench.ceilings import matmul_ceiling
+from s3clip_runtime.bench.machine import fingerprint
+from s3clip_runtime.bench.measure import accuracy_of
+from s3clip_runtime.bench.plots import draw
+from s3clip_runtime.bench.records import BenchReport, Ceiling, ContenderRow, StageRow
+from s3clip_runtime.bench.report_file import check_writable, write_report
+from s3clip_runtime.bench.stages import ClipEmbedder, Contender, Setting, graph_rows, tracklet_rows
+from s3clip_runtime.bench.table import lines
+from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
+from s3clip_runtime.inference.clips import Clip
+from s3clip_runtime.inference.embedder import Embedder
+from s3clip_runtime.inference.gate import broken_bounds
+from s3clip_runtime.inference.manifest import PLAIN
+from s3clip_runtime.inference.reference import write_reference
+
+CONFIG = Path(__file__).parents[1] / "configs" / "seeded-full.toml"
+TARGETS = (PLAIN, BF16, INT8)
+EAGER = "torch-eager"
+
+PEOPLE = 20
+"""Of the synthetic world, each with an aerial and a ground tracklet: 40 to agree about nearest neighbours."""
+
+
+@click.command()
+@click.option("--rounds", default=12, show_default=True)
+@click.option("--threads", default="1,2", show_default=True, help="Numbers of CPU threads.")
+@click.option("--people", default=PEOPLE, show_default=True)
+@click.option("-o", "--out", default=Path("docs/results.json"), type=click.Path(path_type=Path))
+@click.option("--plots", type=click.Path(path_type=Path), help="Folder for the pictures.")
+def main(rounds: int, threads: str, people: int, out: Path, plots: Path | None) -> None:
+    """Export, prove, race, and write the report."""
+    check_writable(out)
+    model = _model()
+    with tempfile.TemporaryDirectory(prefix="s3clip-latency-") as name:
+        folder = Path(name)
+        trial = begin_trial(model, _world(people), 2 * people, folder)
+        bundle = _bundle(model, folder, trial)
+        numbers = [int(word) for word in threads.split(",")]
+        report = _race(bundle, model, trial, numbers, rounds)
+    write_report(out, report)
+    for line in lines(report):
+        print(line)
+    if plots is not None:
+        draw(report, plots)
+
+
+def _model() -> S3Clip:
+    config = load_config(CONFIG)
+    torch.manual_seed(config.seed)
+    model = build_model(config).eval().requires_grad_(False)
+    plant_outliers(model)
+    return model
+
+
+def _world(people: int) -> DataSettings:
+    made = SyntheticSettings(
+        seed=11, train_identities=2, test_identities=people, tracklets_per_view=1, frames=8
+    )
+    return DataSettings(root=Path(f"data/synthetic-latency-{people}"), synthetic=made)
+
+
+def _bundle(model: S3Clip, folder: Path, trial: Trial) -> Bundle:
+    """All targets, with their proofs; one that breaks a bound is told and still raced."""
+    manifest = export_graphs(model, folder, name="full size, random weights", training={})
+    manifest = add_tiers(folder, manifest, (BF16, INT8))
+    write_reference(trial.file, trial.reference)
+    manifest = manifest.changed(attachments={"reference": attachment_of(trial.file)})
+    write_manifest(folder, manifest)
+    proofs = []
+    for target in tqdm(TARGETS, desc="prove", unit="target"):
+        proof, _ = prove(folder, target, trial)
+        print(
+            f"{target}: {proof.model_dump_json(exclude={'bounds'})}; breaks {broken_bounds(proof) or 'none'}"
+        )
+        proofs.append(proof)
+    write_manifest(folder, manifest.changed(proofs=tuple(proofs)))
+    return Bundle.open(folder)
+
+
+def _race(bundle: Bundle, model: S3Clip, trial: Trial, threads: list[int], rounds: int) -> BenchReport:
+    plain = export_plain(model, bundle.folder)
+    lr = next(clip for clip in trial.reference.clips if not clip.hr)
+    hr = next(clip for clip in trial.reference.clips if clip.hr)
+    stages: list[StageRow] = []
+    refused: dict[str, str] = {}
+    with tqdm(desc="race", unit="call") as bar:
+
+        def tick(_: str) -> None:
+            bar.update()
+
+        for count in threads:
+            stages += _tracklets(bundle, model, plain, (lr, hr), count, rounds, refused, tick)
+            setting = Setting("lr", 1, count, rounds, str(PLAIN))
+            contenders = [Contender(target, "cpu") for target in TARGETS]
+            stages += graph_rows(bundle, contenders, {"lr": [lr], "hr": [hr]}, setting, tick)
+        rows = tuple(_accuracies(bundle, trial, max(threads)))
+    return BenchReport(
+        created=datetime.now(UTC),
+        machine=fingerprint(),
+        bundle=bundle.manifest.name,
+        embedding_space=bundle.manifest.embedding_space,
+        reference=EAGER,
+        data=f"{len(trial.reference.clips)} clips of the synthetic world",
+        synthetic=True,
+        refused=refused,
+        stages=tuple(stages),
+        contenders=rows,
+        ceilings=tuple(ceiling for count in threads for ceiling in _ceilings(count)),
+        costs=cost_rows(bundle_costs(bundle, 1)),
+    )
+
+
+def _tracklets(
+    bundle: Bundle,
+    model: S3Clip,
+    plain: dict[bool, Path],
+    clips: tuple[Clip, Clip],
+    threads: int,
+    rounds: int,
+    refused: dict[str, str],
+    tick: Callable[[str], None],
+) -> list[StageRow]:
+    """Whole tracklets of all contenders, one LR clip and one HR clip a call."""
+    torch.set_num_threads(threads)
+    with ExitStack() as opened:
+        field: dict[str, ClipEmbedder] = {
+            EAGER: torch_opponent(model, compiled=False),
+            "torch-compile": torch_opponent(model, compiled=True),
+            "onnxruntime-default": onnxruntime_opponent(plain, threads),
+        }
+        try:
+            field["openvino-default"] = openvino_opponent(plain, threads)
+        except RuntimeError as error:
+            refused["openvino-default"] = " ".join(str(error).split())
+        for target in TARGETS:
+            embedder = Embedder(bundle, device="cpu", target=target, threads=threads)
+            field[str(target)] = opened.enter_context(embedder)
+        return [
+            row
+            for clip in clips
+            for row in tracklet_rows(
+                field, [clip], Setting("hr" if clip.hr else "lr", 1, threads, rounds, EAGER), tick
+            )
+        ]
+
+
+def _accuracies(bundle: Bundle, trial: Trial, threads: int) -> Iterator[ContenderRow]:
+    for target in TARGETS:
+        with Embedder(bundle, device="cpu", target=target, threads=threads) as embedder:
+            mean, least, agreement = accuracy_of(embedder, trial.reference)
+        yield ContenderRow(
+            contender=str(target),
+            device="cpu",
+            file_bytes=sum(a.bytes for a in bundle.manifest.artefacts if a.target == target),
+            cold_start_ms=None,
+            peak_memory_bytes=None,
+            energy_j=None,
+            energy_source="not asked",
+            cosine_mean=mean,
+            cosine_min=least,
+            top1_agreement=agreement,
+        )
+
+
+def _ceilings(threads: int) -> Iterator[Ceiling]:
+    """The machine's own products: numpy's float32, and PyTorch's in bfloat16."""
+    yield matmul_ceiling(threads)
+    torch.set_num_threads(threads)
+    for kind in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(1536, 1536).to(kind) for _ in range(2))
+        yield Ceiling(
+            name=f"{str(kind).removeprefix('torch.')} matmul of torch, threads {threads}",
+            gflops=2 * 1536**3 / _best_s(lambda a=a, b=b: a @ b) / 1e9,
+        )
+
+
+def _best_s(call: Callable[[], object], times: int = 20) -> float:
+    import time
+
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+if __name__ == "__main__":
+    main()
