@@ -13,7 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import click
 import torch
@@ -45,6 +47,9 @@ from s3clip_runtime.inference.reference import write_reference
 CONFIG = Path(__file__).parents[1] / "configs" / "seeded-full.toml"
 TARGETS = (PLAIN, BF16, INT8)
 EAGER = "torch-eager"
+
+SIDE = 1536
+"""Of the square matrices whose products are the ceilings."""
 
 PEOPLE = 20
 """Of the synthetic world, each with an aerial and a ground tracklet: 40 to agree about nearest neighbours."""
@@ -196,21 +201,17 @@ def _ceilings(threads: int) -> Iterator[Ceiling]:
     yield matmul_ceiling(threads)
     torch.set_num_threads(threads)
     for kind in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(1536, 1536).to(kind) for _ in range(2))
-        yield Ceiling(
-            name=f"{str(kind).removeprefix('torch.')} matmul of torch, threads {threads}",
-            gflops=2 * 1536**3 / _best_s(lambda a=a, b=b: a @ b) / 1e9,
-        )
+        a, b = (torch.randn(SIDE, SIDE).to(kind) for _ in range(2))
+        name = f"{str(kind).removeprefix('torch.')} matmul of torch, threads {threads}"
+        yield Ceiling(name=name, gflops=2 * SIDE**3 / _best_s(partial(torch.matmul, a, b)) / 1e9)
 
 
 def _best_s(call: Callable[[], object], times: int = 20) -> float:
-    import time
-
     best = float("inf")
     for _ in range(times):
-        start = time.perf_counter()
+        start = perf_counter()
         call()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, perf_counter() - start)
     return best
 
 

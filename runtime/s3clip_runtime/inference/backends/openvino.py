@@ -55,11 +55,12 @@ class OpenVinoSession:
         if problem is not None:
             raise BackendError(f"{path}: cannot run in {precision} with OpenVINO: {problem}")
         self._path = path
-        compiled = _compile(path, precision, threads or usable_cpus())
+        model, compiled = _compile(path, precision, threads or usable_cpus())
+        # Names of the model as it was read: compiling gives a tensor those of what was fused into it too.
         self._batches = Batches(
             path,
-            MappingProxyType({tensor.any_name: _info(tensor) for tensor in compiled.inputs}),
-            MappingProxyType({tensor.any_name: _info(tensor) for tensor in compiled.outputs}),
+            MappingProxyType({tensor.any_name: _info(tensor) for tensor in model.inputs}),
+            MappingProxyType({tensor.any_name: _info(tensor) for tensor in model.outputs}),
         )
         self._request: Any = compiled.create_infer_request()
 
@@ -93,7 +94,10 @@ class OpenVinoSession:
             contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
             request.infer(contiguous, share_inputs=True)
             # Copies: the request's own memory is written again by the next run.
-            return {name: np.array(request.get_tensor(name).data) for name in self._batches.outputs}
+            return {
+                name: np.array(request.get_output_tensor(place).data)
+                for place, name in enumerate(self._batches.outputs)
+            }
         except RuntimeError as error:
             raise BackendError(f"{self._path}: the run on cpu failed: {error}") from error
 
@@ -121,7 +125,8 @@ def lacking_instructions(precision: Precision, flags: Collection[str]) -> str | 
     return None
 
 
-def _compile(path: Path, precision: Precision, threads: int) -> Any:  # noqa: ANN401  untyped
+def _compile(path: Path, precision: Precision, threads: int) -> tuple[Any, Any]:
+    """The model as it was read, and compiled."""
     openvino: ModuleType = importlib.import_module("openvino")
     settings = {
         "INFERENCE_PRECISION_HINT": _COMPUTES_IN[precision],
@@ -131,9 +136,14 @@ def _compile(path: Path, precision: Precision, threads: int) -> Any:  # noqa: AN
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if precision == "int8" else 0,
     }
     try:
-        return openvino.Core().compile_model(str(path), "CPU", settings)
+        core = openvino.Core()
+        model = core.read_model(str(path))
+        return model, core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
-        raise BackendError(f"{path}: OpenVINO cannot load it in {precision}: {error}") from error
+        raise BackendError(
+            f"{path}: OpenVINO cannot load it in {precision}: {error}; use another target, or export again with "
+            "s3clip-export"
+        ) from error
 
 
 def _info(tensor: Any) -> TensorInfo:  # noqa: ANN401  untyped
