@@ -26,7 +26,7 @@ from tiny_bundle import (
     write_tiny_bundle,
 )
 
-from s3clip_runtime.doctor import bundles
+from s3clip_runtime.doctor import bundles, openvino_rules
 from s3clip_runtime.doctor.finding import Finding, numbers
 from s3clip_runtime.doctor.findings import examine
 from s3clip_runtime.doctor.machine import (
@@ -878,6 +878,42 @@ def test_the_command_measures_a_bundle(tmp_path: Path) -> None:
     done = s3clip_doctor("--bundle", folder)
     assert "measuring onnx-fp32 on cpu ..." in done.stderr
     assert re.search(r"^ok       onnx-fp32 on cpu, 2 tracklets: cosine min 1\.0", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("openvino", "instructions", "status", "text"),
+    [
+        (Module("2026.4.1"), ("avx512_bf16", "avx512_vnni"), "ok", "computes in bf16, int8"),
+        (Module("2026.4.1"), ("avx2",), "note", "is not used: bf16 needs a CPU"),
+        (Module(error=NOT_INSTALLED), ("avx512_bf16",), "note", "computes in bf16, and openvino is not"),
+        (
+            Module(error="ImportError: libtbb"),
+            ("avx2",),
+            "problem",
+            "cannot be imported: ImportError: libtbb",
+        ),
+        (Module(error=NOT_INSTALLED), ("avx2",), None, ""),
+    ],
+)
+def test_openvino_is_told_where_it_matters(
+    openvino: Module, instructions: tuple[str, ...], status: str | None, text: str
+) -> None:
+    found = openvino_rules.precisions(
+        dataclasses.replace(CPU_BOX, openvino=openvino, instructions=instructions)
+    )
+    assert (None if found is None else found.status) == status
+    assert found is None or text in found.what
+
+
+def test_openvino_targets_need_package_and_instructions() -> None:
+    def obstacle(openvino: Module, instructions: tuple[str, ...]) -> str | None:
+        box = dataclasses.replace(CPU_BOX, openvino=openvino, instructions=instructions)
+        found = bundles.obstacle_of(Target("openvino", "bf16"), [], box, Path("bundle"))
+        return found and f"{found.what}: {found.why}; {found.cure}"
+
+    assert obstacle(Module("2026.4.1"), ("avx512_bf16",)) is None
+    assert "bf16 needs a CPU with" in str(obstacle(Module("2026.4.1"), ("avx2",)))
+    assert 'pip install "s3clip[openvino]"' in str(obstacle(Module(error=NOT_INSTALLED), ("avx512_bf16",)))
 
 
 def test_the_command_works_without_what_bundles_need(bundle_folder: Path) -> None:

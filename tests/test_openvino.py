@@ -16,15 +16,13 @@ from tiny_graphs import perceptron, write_graph
 from s3clip_export.int8 import per_column, write_int8
 from s3clip_export.tiers import BF16, INT8, add_tiers
 from s3clip_runtime.errors import BackendError, BundleError
+from s3clip_runtime.inference import targets
+from s3clip_runtime.inference.backends import openvino
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
-from s3clip_runtime.inference.backends.openvino import (
-    OpenVinoSession,
-    lacking_instructions,
-    openvino_problem,
-)
+from s3clip_runtime.inference.backends.openvino import OpenVinoSession, openvino_problem
 from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.clips import Clip
-from s3clip_runtime.inference.cpus import cpu_flags
+from s3clip_runtime.inference.cpus import cpu_flags, lacking_instructions
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.manifest import PLAIN, TARGETS, Precision, Target
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
@@ -201,9 +199,9 @@ def test_instructions_decide(precision: Precision, flags: set[str], lacks: str |
 
 
 def test_what_openvino_itself_says_of_this_cpu() -> None:
-    import openvino
+    import openvino as library
 
-    able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = "BF16" in library.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert (openvino_problem("bf16") is None) == able
 
 
@@ -264,6 +262,35 @@ def test_a_bundle_embeds_as_numpy_does(tmp_path: Path, tier: Target) -> None:
         expected = embedding_of(tokens_of(batch, HR_SCALE if clip.hr else LR_SCALE), clip.platform)
         assert float(row @ expected) > 0.9999
         np.testing.assert_allclose(row, expected, atol=0.01)
+
+
+def test_auto_and_cpu_take_the_fastest_tier_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs of three kinds; and what is not used is said with its reason."""
+    bundle = Bundle.open(tiered(tmp_path / "bundle"))
+    machines: list[tuple[set[str], Target]] = [(AVX512, INT8), ({"avx512_bf16"}, BF16), (set(), PLAIN)]
+    for device in ("auto", "cpu"):
+        for flags, expected in machines:
+            monkeypatch.setattr(
+                targets, "openvino_problem", lambda tier, flags=flags: lacking_instructions(tier, flags)
+            )
+            choice = targets.choose_target(bundle, device, None)
+            assert choice[:2] == (expected, "cpu")
+            assert str(expected) in choice.reason
+            for unused in TIERS:
+                left = lacking_instructions(unused.precision, flags) is not None
+                assert (f"{unused} is left unused: {unused.precision} needs a CPU" in choice.reason) == left
+
+
+def test_a_tier_is_obeyed_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(tiered(tmp_path / "bundle"))
+    assert targets.choose_target(bundle, "auto", BF16)[:2] == (BF16, "cpu")
+    with pytest.raises(BackendError, match="openvino-bf16 runs on cpu, not on cuda"):
+        targets.choose_target(bundle, "cuda", BF16)
+    monkeypatch.setattr(openvino, "cpu_flags", frozenset)
+    with pytest.raises(BackendError, match="cannot run in bf16 with OpenVINO: bf16 needs a CPU with one of"):
+        Embedder(bundle, device="cpu", target=BF16)
 
 
 def test_targets_are_a_closed_list() -> None:

@@ -10,6 +10,7 @@ from s3clip_runtime.doctor.finding import Finding
 from s3clip_runtime.doctor.machine import Machine
 from s3clip_runtime.errors import BundleError, S3ClipError
 from s3clip_runtime.inference.bundle import Bundle
+from s3clip_runtime.inference.cpus import lacking_instructions
 from s3clip_runtime.inference.manifest import Engine, Proof, Target
 
 Check = tuple[Target, str]
@@ -52,6 +53,14 @@ def obstacle_of(target: Target, engines: Sequence[Engine], machine: Machine, fol
             return None
         why = f"onnxruntime cannot be imported: {machine.onnxruntime.error}"
         return Finding("problem", f"{target} cannot run here", why, cures.CPU_EXTRA)
+    if target.backend == "openvino":
+        lacking = lacking_instructions(target.precision, machine.instructions)
+        if lacking is not None:
+            return Finding("note", f"{target} cannot run here", f"{lacking}; the plain graphs run on the CPU")
+        if machine.openvino.error is None:
+            return None
+        why = f"openvino cannot be imported: {machine.openvino.error}"
+        return Finding("problem", f"{target} cannot run here", why, cures.OPENVINO_EXTRA)
     made_for = f"{target} (for {engines[0].gpu})"
     if machine.gpu is None:
         why = f"no GPU answers: {machine.driver.absence}; the ONNX graphs run on the CPU"
@@ -85,6 +94,8 @@ def devices_of(target: Target, machine: Machine) -> tuple[str, ...]:
     """Where a target that fits can run."""
     if target.backend == "tensorrt":
         return ("cuda",)
+    if target.backend == "openvino":
+        return ("cpu",)
     session = machine.cuda_session
     return ("cpu", "cuda") if session is not None and session.device == "cuda" else ("cpu",)
 
@@ -118,6 +129,8 @@ def export_command(target: Target, folder: Path) -> str:
     """Make the graphs of this target again: engines on this machine, others where the run is."""
     if target.backend == "tensorrt":
         return f"s3clip-export engines {folder}"
+    if target.backend == "openvino":
+        return f"s3clip-export tiers {folder} --{target.precision}"
     return f"s3clip-export RUN -o {folder}{' --fp16' * (target.precision == 'fp16')}"
 
 

@@ -10,6 +10,8 @@ CPU_EXTRA = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "s3clip
 CUDA_LIBRARIES = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 """onnxruntime's own extras: cuBLAS comes with cuDNN."""
 
+OPENVINO_EXTRA = 'pip install "s3clip[openvino]"'
+
 JETSON_TENSORRT = (
     "sudo apt-get install -y python3-libnvinfer && python3 -m venv --system-site-packages s3clip-env && "
     's3clip-env/bin/pip install "s3clip[cpu]"'

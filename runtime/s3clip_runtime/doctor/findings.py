@@ -9,6 +9,7 @@ from s3clip_runtime.doctor import (
     driver_rules,
     jetson_rules,
     onnxruntime_rules,
+    openvino_rules,
     system_rules,
     tensorrt_rules,
 )
@@ -36,6 +37,7 @@ RULES: Final[tuple[Callable[[Machine], Finding | None], ...]] = (
     onnxruntime_rules.idle_gpu,
     onnxruntime_rules.tensorrt_provider,
     onnxruntime_rules.jetson_wheel,
+    openvino_rules.precisions,
     tensorrt_rules.installed,
     tensorrt_rules.without_driver,
     tensorrt_rules.cuda_python,

@@ -19,12 +19,13 @@ from typing import Any, Literal, TypeVar
 
 from s3clip_runtime.doctor.finding import numbers
 from s3clip_runtime.doctor.probe import NOT_INSTALLED
+from s3clip_runtime.inference.cpus import cpu_flags
 
 PROBE_TIMEOUT_S = 60.0
 """A probe takes under a second on an idle machine; importing TensorRT from a cold SD card takes many."""
 
 _WATCHED = re.compile(
-    r"(onnxruntime|tensorrt|nvidia|cuda|opencv)(-.+)?|torch|torchvision|av|numpy|pillow|pydantic|trackers|s3clip"
+    r"(onnxruntime|openvino|tensorrt|nvidia|cuda|opencv)(-.+)?|torch|torchvision|av|numpy|pillow|pydantic|trackers|s3clip"
 )
 
 T = TypeVar("T")
@@ -108,6 +109,7 @@ class Machine:
         jetpack: version of the nvidia-jetpack package, else what the L4T release belongs to.
         libraries: soname to what was found of it; absent ones are left out.
         packages: distribution to version, of those that matter here.
+        instructions: the CPU's, by their names in /proc/cpuinfo.
         cuda_session: None where it was not tried: no CUDA provider, or no GPU.
         unread: what could not be read, and why.
     """
@@ -131,6 +133,8 @@ class Machine:
     numpy: Module = field(default_factory=Module)
     cv2: Module = field(default_factory=Module)
     av: Module = field(default_factory=Module)
+    openvino: Module = field(default_factory=lambda: Module(error=NOT_INSTALLED))
+    instructions: tuple[str, ...] = ()
     cores: int | None = None
     memory_free_mb: int | None = None
     disk_free_mb: int | None = None
@@ -158,7 +162,7 @@ def read_machine(timeout_s: float = PROBE_TIMEOUT_S) -> Machine:
             unread[name] = f"{type(error).__name__}: {error}"
             return None
 
-    names = ("driver", "libraries", "onnxruntime", "tensorrt", "numpy", "cv2", "av")
+    names = ("driver", "libraries", "onnxruntime", "tensorrt", "numpy", "cv2", "av", "openvino")
     with ThreadPoolExecutor(max_workers=2) as pool:  # more would only compete: imports are CPU work
         seen = dict(zip(names, pool.map(lambda name: run_probe(name, timeout_s), names), strict=True))
     driver = _driver(seen["driver"], attempt("kernel driver", _kernel_driver))
@@ -187,6 +191,8 @@ def read_machine(timeout_s: float = PROBE_TIMEOUT_S) -> Machine:
         numpy=Module(**seen["numpy"]),
         cv2=Module(**seen["cv2"]),
         av=Module(**seen["av"]),
+        openvino=Module(**seen["openvino"]),
+        instructions=tuple(sorted(attempt("instructions", cpu_flags) or ())),
         cores=attempt("cores", lambda: len(os.sched_getaffinity(0))),
         memory_free_mb=attempt("memory", _memory_free_mb),
         disk_free_mb=attempt("disk", lambda: shutil.disk_usage(".").free // 2**20),

@@ -184,6 +184,7 @@ _PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "numpy": lambda: read_module("numpy"),
     "cv2": lambda: read_module("cv2"),
     "av": lambda: read_module("av"),
+    "openvino": lambda: read_module("openvino"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import TensorInfo
 from s3clip_runtime.inference.backends.batches import Batches
-from s3clip_runtime.inference.cpus import cpu_flags, usable_cpus
+from s3clip_runtime.inference.cpus import cpu_flags, lacking_instructions, usable_cpus
 from s3clip_runtime.inference.manifest import Precision
 
 _COMPUTES_IN: Final[Mapping[Precision, str]] = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
@@ -24,15 +24,6 @@ _COMPUTES_IN: Final[Mapping[Precision, str]] = {"fp32": "f32", "bf16": "bf16", "
 _GROUP: Final = 256
 """Activations of a token that share one int8 scale, taken anew in every run. The encoder at full size on one
 core: 710 ms at 128, 661 at 256, cosine with PyTorch 0.99992 and 0.99990; at 32 nothing is quantised."""
-
-_NEEDS: Final[Mapping[Precision, tuple[frozenset[str], ...]]] = {
-    "fp32": (),
-    "fp16": (),
-    "bf16": (frozenset({"avx512_bf16", "amx_bf16"}),),
-    "int8": (frozenset({"avx512_bf16", "amx_bf16"}), frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})),
-}
-"""For each precision, sets of CPU flags of which one each must be there. OpenVINO computes in float32 without
-them, which would be another precision than asked."""
 
 
 class OpenVinoSession:
@@ -114,17 +105,6 @@ def openvino_problem(precision: Precision) -> str | None:
     return None
 
 
-def lacking_instructions(precision: Precision, flags: Collection[str]) -> str | None:
-    """What a CPU with these flags, named as in /proc/cpuinfo, lacks for a precision; None if nothing."""
-    for one_of in _NEEDS[precision]:
-        if one_of.isdisjoint(flags):
-            return (
-                f"{precision} needs a CPU with one of {', '.join(sorted(one_of))}, and this one has none; "
-                "use another target"
-            )
-    return None
-
-
 def _compile(path: Path, precision: Precision, threads: int) -> tuple[Any, Any]:
     """The model as it was read, and compiled."""
     openvino: ModuleType = importlib.import_module("openvino")
@@ -141,8 +121,8 @@ def _compile(path: Path, precision: Precision, threads: int) -> tuple[Any, Any]:
         return model, core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise BackendError(
-            f"{path}: OpenVINO cannot load it in {precision}: {error}; use another target, or export again with "
-            "s3clip-export"
+            f"{path}: OpenVINO cannot load it in {precision}: {error}; use another target, or export again "
+            "with s3clip-export"
         ) from error
 
 
