@@ -909,7 +909,7 @@ def test_openvino_targets_need_package_and_instructions() -> None:
     def obstacle(openvino: Module, instructions: tuple[str, ...]) -> str | None:
         box = dataclasses.replace(CPU_BOX, openvino=openvino, instructions=instructions)
         found = bundles.obstacle_of(Target("openvino", "bf16"), [], box, Path("bundle"))
-        return found and f"{found.what}: {found.why}; {found.cure}"
+        return None if found is None else f"{found.what}: {found.why}; {found.cure}"
 
     assert obstacle(Module("2026.4.1"), ("avx512_bf16",)) is None
     assert "bf16 needs a CPU with" in str(obstacle(Module("2026.4.1"), ("avx2",)))
