@@ -161,7 +161,7 @@ def folded_norm(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     made = nn.Linear(weight.shape[1], weight.shape[0])
     made.weight.data, made.bias.data = weight.detach().float(), bias.detach().float()
-    return made
+    return made.requires_grad_(False)
 
 
 def _with_mean(conv: nn.Conv2d, mean: Tensor) -> nn.Conv2d:
@@ -171,7 +171,7 @@ def _with_mean(conv: nn.Conv2d, mean: Tensor) -> nn.Conv2d:
     assert made.bias is not None
     colours = mean.flatten().repeat_interleave(conv.out_channels // mean.numel())
     made.weight.data, made.bias.data = conv.weight.detach(), conv.bias.detach() + colours
-    return made
+    return made.requires_grad_(False)
 
 
 def _steps(orders: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
