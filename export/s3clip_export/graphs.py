@@ -1,5 +1,7 @@
 """The three graphs of a bundle as traceable modules: uint8 crops in, one unit vector out.
 
+The networks are those of s3clip_export.rewrites, and stand where `s3clip.models` has them (`sr`, `visual`).
+
 Bytes are cast right after the input and right before the output, and transposed as floats: TensorRT knows
 UINT8 only as an input or output with a Cast beside it, and refuses to transpose it.
 """
@@ -10,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from s3clip.clips import unit_range
-from s3clip.models.model import S3Clip, embedding
+from s3clip.models.model import S3Clip
+from s3clip_export.rewrites.encoder import LeanEncoder
+from s3clip_export.rewrites.patches import CropPatches, PicturePatches
 from s3clip_export.rewrites.swinir import with_rewritten_swinir
 
 
@@ -23,13 +27,13 @@ class Enhance(nn.Module):
     def __init__(self, model: S3Clip) -> None:
         super().__init__()
         self.model = with_rewritten_swinir(model)
+        self.visual = PicturePatches(model)
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
         resolved = self.model.super_resolve(unit_range(crops).permute(0, 3, 1, 2))
-        frames = self.model.normalise(self.model.up(resolved))
         picture = (resolved * 255.0).round().clamp(0.0, 255.0).permute(0, 2, 3, 1)
-        return self.model.visual.patch_tokens(frames), picture.to(torch.uint8)
+        return self.visual(resolved), picture.to(torch.uint8)
 
 
 class Patchify(nn.Module):
@@ -37,11 +41,12 @@ class Patchify(nn.Module):
 
     def __init__(self, model: S3Clip) -> None:
         super().__init__()
-        self.model = model
+        self.visual = CropPatches(model)
 
     def forward(self, crops: Tensor) -> Tensor:
         """See the class."""
-        return self.model.visual.patch_tokens(self.model.normalise(unit_range(crops).permute(0, 3, 1, 2)))
+        tokens: Tensor = self.visual(crops)
+        return tokens
 
 
 class Encode(nn.Module):
@@ -49,8 +54,9 @@ class Encode(nn.Module):
 
     def __init__(self, model: S3Clip) -> None:
         super().__init__()
-        self.model = model
+        self.visual = LeanEncoder(model.visual)
 
     def forward(self, tokens: Tensor, platform: Tensor) -> Tensor:
         """See the class."""
-        return embedding(self.model.visual(tokens, platform))
+        embeddings: Tensor = self.visual(tokens, platform)
+        return embeddings

@@ -1,4 +1,4 @@
-"""Where the error of a graph enters: its blocks' outputs against those of the PyTorch modules."""
+"""Where the error of a graph enters: its blocks' outputs against those of the PyTorch network."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from s3clip.clips import unit_range
+from s3clip.models.model import S3Clip, embedding
 from s3clip_export.fp16.audit import round_stored
 from s3clip_export.fp16.isolated import run_isolated
-from s3clip_export.onnx import GraphSource, block_outputs
+from s3clip_export.onnx import block_outputs
+from s3clip_runtime.inference.manifest import Role
 from s3clip_runtime.inference.measure import relative_error
 
 
@@ -27,25 +30,30 @@ class BlockError:
     error: float
 
 
-def block_errors(source: GraphSource, path: Path, feeds: Mapping[str, NDArray[Any]]) -> list[BlockError]:
-    """Run a graph and its module on the same input and compare every block, in the order of the graph.
+def block_errors(
+    model: S3Clip, role: Role, path: Path, feeds: Mapping[str, NDArray[Any]]
+) -> list[BlockError]:
+    """Run a graph and the network on the same input and compare every block, in the order of the graph.
 
-    Blocks whose output has another shape in the graph are left out.
+    Blocks whose output has another shape in the graph are left out, but for one that keeps the class token
+    alone: this is compared.
 
     Args:
-        source: the module, as it was exported.
+        model: the network that the graph was exported from, without any rewrite.
+        role: of the graph.
         path: the ONNX file, of any precision.
         feeds: the graph's inputs.
     """
-    model = onnx.load(path)
-    tensors = {node.output[0] for node in model.graph.node}
-    blocks = {name: tensor for name, tensor in block_outputs(model).items() if tensor in tensors}
-    expected = _module_outputs(source, feeds, set(blocks))
-    found = _graph_outputs(model, feeds, list(blocks.values()))
+    graph = onnx.load(path)
+    tensors = {node.output[0] for node in graph.graph.node}
+    blocks = {name: tensor for name, tensor in block_outputs(graph).items() if tensor in tensors}
+    expected = _network_outputs(model, role, feeds, set(blocks))
+    found = _graph_outputs(graph, feeds, list(blocks.values()))
+    pairs = [(name, found[tensor], expected[name]) for name, tensor in blocks.items() if name in expected]
     return [
-        BlockError(name, relative_error(found[tensor].astype(np.float32), expected[name]))
-        for name, tensor in blocks.items()
-        if name in expected and expected[name].shape == found[tensor].shape
+        BlockError(name, relative_error(ours.astype(np.float32), theirs[:, : ours.shape[1]]))
+        for name, ours, theirs in pairs
+        if ours.shape in (theirs.shape, theirs[:, :1].shape)
     ]
 
 
@@ -71,11 +79,11 @@ def _graph_outputs(
     return found
 
 
-def _module_outputs(
-    source: GraphSource, feeds: Mapping[str, NDArray[Any]], wanted: set[str]
+def _network_outputs(
+    model: S3Clip, role: Role, feeds: Mapping[str, NDArray[Any]], wanted: set[str]
 ) -> dict[str, NDArray[np.float32]]:
+    """Outputs of modules of the network by their names, and tokens or embeddings as `visual`."""
     outputs: dict[str, NDArray[np.float32]] = {}
-    inner = dict(source.module.named_modules())["model"]
 
     def keep(name: str) -> Any:  # noqa: ANN401  a hook
         def hook(module: nn.Module, inputs: object, output: object) -> None:
@@ -85,12 +93,21 @@ def _module_outputs(
         return hook
 
     handles = [
-        module.register_forward_hook(keep(name)) for name, module in inner.named_modules() if name in wanted
+        module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name in wanted
     ]
     try:
         with torch.no_grad():
-            source.module(*(torch.from_numpy(feeds[name]) for name in source.inputs))
+            result = _run(model, role, {name: torch.from_numpy(feed) for name, feed in feeds.items()})
     finally:
         for handle in handles:
             handle.remove()
-    return outputs
+    return {**outputs, "visual": result.numpy()}
+
+
+def _run(model: S3Clip, role: Role, feeds: Mapping[str, Tensor]) -> Tensor:
+    """What a graph of this role stands for."""
+    if role == "encode":
+        return embedding(model.visual(feeds["tokens"], feeds["platform"]))
+    crops = unit_range(feeds["crops"].permute(0, 3, 1, 2))
+    frames = crops if role == "patchify" else model.enhance(crops)
+    return model.visual.patch_tokens(model.normalise(frames))

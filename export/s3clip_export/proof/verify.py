@@ -22,7 +22,6 @@ from s3clip.evaluation.evaluate import rank_protocol
 from s3clip.models.model import S3Clip, embedding
 from s3clip_export.fp16.audit import round_stored
 from s3clip_export.fp16.isolated import run_isolated
-from s3clip_export.onnx import graph_sources
 from s3clip_export.proof.bisect import BlockError, block_errors, first_fault
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.bundle import Bundle
@@ -191,8 +190,7 @@ def explain(bundle: Bundle, target: Target, proof: Proof, trial: Trial, model: S
 
 def stage_blocks(path: Path, role: Role, reference: Reference, model: S3Clip) -> list[BlockError]:
     """Error of every block of one ONNX graph on a clip of the reference."""
-    source = next(source for source in graph_sources(model) if source.role == role)
-    return block_errors(source, path, _feeds(role, reference))
+    return block_errors(model, role, path, _feeds(role, reference))
 
 
 def verdict(bundle: Bundle, target: Target, proof: Proof, trial: Trial, model: S3Clip) -> str | None:

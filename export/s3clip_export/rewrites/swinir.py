@@ -9,6 +9,7 @@ four kinds of windows.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import cast
 
 import numpy as np
@@ -51,7 +52,9 @@ class RewrittenSwinIR(nn.Module):
         self.norm = source.norm
         self.conv_after_body = source.conv_after_body
         last, shuffle = source.upsample[0], source.upsample[1]
-        self.upsample = nn.Sequential(_with_mean(cast("nn.Conv2d", last), source.mean), shuffle)
+        # Blocks are compared with those of the same name: what differs by the mean has another one.
+        last = _with_mean(cast("nn.Conv2d", last), source.mean)
+        self.upsample = nn.Sequential(OrderedDict(with_mean=last, shuffle=shuffle))
 
     def forward(self, x: Tensor) -> Tensor:
         """Float (N, 3, H, W) in [0, 1] to (N, 3, upscale * H, upscale * W), as `SwinIR.forward`."""
