@@ -9,7 +9,6 @@ four kinds of windows.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import cast
 
 import numpy as np
@@ -54,7 +53,7 @@ class RewrittenSwinIR(nn.Module):
         last, shuffle = source.upsample[0], source.upsample[1]
         # Blocks are compared with those of the same name: what differs by the mean has another one.
         last = _with_mean(cast("nn.Conv2d", last), source.mean)
-        self.upsample = nn.Sequential(OrderedDict(with_mean=last, shuffle=shuffle))
+        self.finish = nn.Sequential(last, shuffle)
 
     def forward(self, x: Tensor) -> Tensor:
         """Float (N, 3, H, W) in [0, 1] to (N, 3, upscale * H, upscale * W), as `SwinIR.forward`."""
@@ -63,7 +62,7 @@ class RewrittenSwinIR(nn.Module):
         for layer in self.layers:
             y = layer(y)
         y = self.norm(y).permute(0, 3, 1, 2)
-        out: Tensor = self.upsample(self.conv_after_body(y) + shallow)
+        out: Tensor = self.finish(self.conv_after_body(y) + shallow)
         return out
 
 
