@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import click
 import cv2
@@ -59,6 +59,8 @@ FULL_TRACKLET_MS = 700.0
 GALLERY_PEOPLE = 100
 """Identities that every look is compared with."""
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _VIDEO = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -68,10 +70,10 @@ class Clocks:
     def __init__(self) -> None:
         self._rows: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
-    def time(self, part: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401  what `work` gives
+    def time(self, part: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run and note; what `work` gave."""
         wall_ns, cpu_ns = time.perf_counter_ns(), time.thread_time_ns()
-        done = work()
+        done = work(*args, **kwargs)
         cpu_ns, wall_ns = time.thread_time_ns() - cpu_ns, time.perf_counter_ns() - wall_ns
         self.note(part, wall_ns / 1e6, cpu_ns / 1e6)
         return done
@@ -118,8 +120,7 @@ class Timed:
         return self.inner.device
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        done: dict[str, NDArray[Any]] = self.clocks.time(self.role, lambda: self.inner.run(inputs))
-        return done
+        return self.clocks.time(self.role, self.inner.run, inputs)
 
     def close(self) -> None:
         self.inner.close()
@@ -158,14 +159,14 @@ def film_looks(video: Path, clocks: Clocks) -> list[Look]:
     looks: list[Look] = []
     for index, (image, fps) in enumerate(stored_pictures(SourceSpec("film", str(video), "ground"))):
         frame = Frame("film", index, index / fps, image)
-        (found,) = clocks.time("detect", lambda f=frame: detector.detect([f]))
-        seen = clocks.time("track", lambda f=frame, d=found: tracker.update(f, d))
-        looks += clocks.time("collect: rate, cut, look", lambda f=frame, s=seen: builder.add(f, s, 0))
+        (found,) = clocks.time("detect", detector.detect, [frame])
+        seen = clocks.time("track", tracker.update, frame, found)
+        looks += clocks.time("collect: rate, cut, look", builder.add, frame, seen, 0)
         if seen:
             every = np.stack([one.box for one in seen])
             scores = np.array([one.score for one in seen], np.float32)
-            clocks.time("  of it: rate all crops", lambda i=image, b=every, s=scores: crop_quality(i, b, s))
-            clocks.time("  of it: cut one crop", lambda i=image, b=every: cut(i, b[0]))
+            clocks.time("  of it: rate all crops", crop_quality, image, every, scores)
+            clocks.time("  of it: cut one crop", cut, image, every[0])
     return looks + builder.finish("end")
 
 
@@ -179,21 +180,19 @@ def time_parts(looks: Sequence[Look], bundle: Bundle, gallery: Gallery, embedder
     rows, padded = [list(range(CLIP_LENGTH))], [[0, 1, 2, 3, 4, 5, 5, 5]]
     none, platform = large[:0], np.zeros(1, np.int64)
     for look in looks:
-        clocks.time("choose crops", lambda one=look: choose(one.tracklet.qualities))
-        clocks.time("prepare 8 crops to 64x32", lambda one=look: lr_batch(one.clip.crops, small))
-        clocks.time("prepare 8 crops to 256x128", lambda one=look: hr_batch(one.clip.crops, large))
+        clocks.time("choose crops", choose, look.tracklet.qualities)
+        clocks.time("prepare 8 crops to 64x32", lr_batch, look.clip.crops, small)
+        clocks.time("prepare 8 crops to 256x128", hr_batch, look.clip.crops, large)
         vectors = embedder.embed([look.clip])
-        matches = clocks.time("match", lambda v=vectors: gallery.search(v, 5))
+        matches = clocks.time("match", gallery.search, vectors, 5)
         decision = decide(matches[0], 0.6)
+        now_unix_s = time.time()
         event = clocks.time(
-            "event",
-            lambda one=look, v=vectors, d=decision: maker.make(
-                one, "used", v[0], d, steps_ms, now_unix_s=time.time()
-            ),
+            "event", maker.make, look, "used", vectors[0], decision, steps_ms, now_unix_s=now_unix_s
         )
         clocks.time("JSON line", event.line)
-        clocks.time("hand-over, 768 wide", lambda: full.embed(small, none, rows, platform))
-        clocks.time("  the same of a padded clip", lambda: full.embed(small[:6], none, padded, platform))
+        clocks.time("hand-over, 768 wide", full.embed, small, none, rows, platform)
+        clocks.time("  the same of a padded clip", full.embed, small[:6], none, padded, platform)
     return clocks
 
 
@@ -270,20 +269,17 @@ def main(videos: tuple[Path, ...], folder: Path, rounds: int) -> None:
     films = videos or (DEMO / "ground.mp4", DEMO / "aerial.mp4")
     looks = [look for film in films for look in film_looks(film, frames)]
     bundle = Bundle.open(folder)
-    contract = bundle.manifest.contract
+    space, dim = bundle.manifest.embedding_space, bundle.manifest.contract.embedding_dim
     with (
-        Gallery.open(
-            None, embedding_space=bundle.manifest.embedding_space, dim=contract.embedding_dim
-        ) as gallery,
+        Gallery.open(None, embedding_space=space, dim=dim) as gallery,
         Embedder(bundle, device="cpu", target=PLAIN, threads=1) as embedder,
     ):
-        enrol_people(gallery, contract.embedding_dim)
+        enrol_people(gallery, dim)
         parts = time_parts(looks, bundle, gallery, embedder)
         loop, graphs = time_whole(looks, bundle, gallery, rounds)
         grown, peak, events = memory_growth(looks, bundle, gallery)
-    print(f"{cpu_name()}; {len(looks)} looks, {sum(one.clip.hr for one in looks)} of them HR, at persons of")
-    heights = np.quantile([one.clip.height_px for one in looks], (0, 0.5, 1))
-    print(f"{heights[0]:.0f} to {heights[2]:.0f} px (median {heights[1]:.0f}); one thread")
+    heights = np.quantile([one.clip.height_px for one in looks], (0, 0.5, 1)).round()
+    print(f"{cpu_name()}, one thread; {len(looks)} looks at persons of {heights} px (least, median, most)")
     frames.show("a frame")
     parts.show("a look, part by part")
     loop.show("a look, all but the graphs")

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 _ONE = 1 << 22
 """Pillow's fixed-point 1 for 8-bit pictures: 32 bits less 8 of the pixel and 2 of overshoot."""
 
-_ROUND_UP = 2.0**-24
+_ROUND_UP = np.full((1, 1), 2.0**-24)
 """Below the weights' last place. OpenCV rounds halves to even numbers; with it they go up, as Pillow's do."""
 
 _BAND = 16
@@ -80,7 +80,7 @@ def resize_exact(image: U8, out: U8, scratch: Scratch) -> None:
     columns = turned[: width * height * 3]
     cv2.transpose(image, dst=columns.reshape(width, height, 3))
     _pass(columns.reshape(width, -1), turned[: wide * height * 3].reshape(wide, -1), source, target)
-    lines = cv2.transpose(turned[: wide * height * 3].reshape(wide, height, 3))
+    lines = np.asarray(cv2.transpose(turned[: wide * height * 3].reshape(wide, height, 3)), np.uint8)
     _pass(lines.reshape(height, -1), out.reshape(high, -1), source, target)
 
 
