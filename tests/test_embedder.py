@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -34,6 +35,7 @@ from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.manifest import PLAIN, Precision, Target
 from s3clip_runtime.inference.preprocess import resize_bicubic
+from s3clip_runtime.inference.sessions import open_chain
 from s3clip_runtime.inference.targets import Choice, choose_target
 
 Crop = NDArray[np.uint8]
@@ -121,6 +123,55 @@ def test_identical_crops_are_enhanced_once(tmp_path: Path) -> None:
     # A CPU takes one clip a pass, see `embedder._CLIPS_A_PASS`.
     truth = [by_hand(padded, 3), by_hand(high), by_hand(full, 8), by_hand(padded, 3)]
     np.testing.assert_allclose(together, truth, atol=2e-5)
+
+
+def test_crops_of_equal_pixels_are_enhanced_once_wherever_they_lie(tmp_path: Path) -> None:
+    """Copies, and copies with a gap between their lines; a crop that differs in one pixel is another one."""
+    rng = np.random.default_rng(4)
+    one, other = rng.integers(0, 256, (2, 30, 14, 3)).astype(np.uint8)
+    frame = np.zeros((40, 40, 3), np.uint8)
+    frame[5:35, 3:17] = one
+    nearly = one.copy()
+    nearly[7, 3, 1] ^= 128
+    crops = (one, one.copy(), frame[5:35, 3:17], nearly, other, one[:, ::-1], other.copy(), nearly.copy())
+    clip = Clip(crops, 0, hr=False)
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "bundle", count_batch=True))
+    with Embedder(bundle, device="cpu", threads=1) as embedder:
+        np.testing.assert_allclose(embedder.embed([clip]), [by_hand(clip, added=4)], atol=2e-5)
+        frame[:] = 9  # the same memory with other pixels is another crop
+        again = Clip((frame[5:35, 3:17], *crops[1:]), 0, hr=False)
+        np.testing.assert_allclose(embedder.embed([again]), [by_hand(again, added=5)], atol=2e-5)
+
+
+def test_what_was_returned_stays_as_it_was(embedder: Embedder) -> None:
+    """Crops and tokens of all calls lie in the same memory."""
+    rng = np.random.default_rng(12)
+    kept = []
+    for _ in range(12):
+        clips = [random_clip(rng, hr=bool(rng.integers(2))) for _ in range(3)]
+        enhance = [not clip.hr for clip in clips]
+        found = embedder.embed_looks(clips, enhance=enhance, pictures=True)
+        kept.append((found, found.vectors.copy(), [None if p is None else p.copy() for p in found.pictures]))
+    for found, vectors, pictures in kept:
+        np.testing.assert_array_equal(found.vectors, vectors)
+        for now, then in zip(found.pictures, pictures, strict=True):
+            np.testing.assert_array_equal(now, then)
+
+
+def test_a_chain_gathers_tokens_of_both_kinds_in_any_order(folder: Path) -> None:
+    """Clips that mix rows, use one twice, or take them as they lie; small batches after large ones."""
+    rng = np.random.default_rng(13)
+    bundle = Bundle.open(folder)
+    with closing(open_chain(bundle, PLAIN, "cpu", 1)) as chain:
+        for clips in (5, 1, 3, 0):
+            lr = rng.integers(0, 256, (9, *spec.LR_SIZE, 3)).astype(np.uint8)
+            hr = rng.integers(0, 256, (8, *spec.FRAME_SIZE, 3)).astype(np.uint8)
+            tokens = np.concatenate([tokens_of(lr, LR_SCALE), tokens_of(hr, HR_SCALE)])
+            for index in (rng.integers(0, 17, (clips, 8)).tolist(), [list(range(9, 17))], [list(range(8))]):
+                platform = rng.integers(0, 2, len(index))
+                found = chain.embed(lr, hr, index, platform).vectors
+                truth = [embedding_of(tokens[row], p) for row, p in zip(index, platform, strict=True)]
+                np.testing.assert_allclose(found, np.reshape(truth, (-1, DIM)), atol=2e-5)
 
 
 def doubled(clip: Clip) -> NDArray[np.uint8]:

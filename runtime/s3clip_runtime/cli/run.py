@@ -143,7 +143,9 @@ def main(
         device, target, threads, latency_ms, enhance, min_frames, page,
     )  # fmt: skip
     from s3clip_runtime.cli.signals import stop_on_signals
+    from s3clip_runtime.cli.threads import one_thread_for_algebra
 
+    one_thread_for_algebra()
     if out is not None and not demo:
         raise ConfigError("--out belongs to --demo; use --events, --annotate and --contact-sheet")
     reload = threading.Event()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import click
 
 from s3clip_runtime.cli.progress import Progress, print_summary
+from s3clip_runtime.cli.threads import one_thread_for_pictures
 from s3clip_runtime.errors import S3ClipError
 from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle
@@ -142,6 +143,7 @@ class Session:
         Raises:
             S3ClipError: the embedder failed.
         """
+        one_thread_for_pictures()
         with ExitStack() as stack:
             stack.callback(self._end)
             progress = stack.enter_context(closing(Progress(self.status)))

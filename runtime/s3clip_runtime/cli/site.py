@@ -14,6 +14,7 @@ from s3clip_runtime.cli.log import Redactor, set_up_logging
 from s3clip_runtime.cli.outputs import open_annotators, open_contact_sheet, open_sinks, sink_makers
 from s3clip_runtime.cli.session import LookSettings, Matching, Session, finish_outputs, raise_problems
 from s3clip_runtime.cli.systemd import ServiceManager
+from s3clip_runtime.cli.threads import plan_threads
 from s3clip_runtime.errors import S3ClipError
 from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle
@@ -22,7 +23,7 @@ from s3clip_runtime.inference.manifest import Target
 from s3clip_runtime.site.load import changes, load_site
 from s3clip_runtime.site.model import CameraSettings, Site
 from s3clip_runtime.streams.camera import CameraPlan
-from s3clip_runtime.streams.detection.choose import Choice, open_detectors
+from s3clip_runtime.streams.detection.choose import Choice, is_network, open_detectors
 from s3clip_runtime.streams.events import UNCALIBRATED_THRESHOLD, Sighting
 from s3clip_runtime.streams.page.board import Board
 from s3clip_runtime.streams.page.server import PageServer
@@ -106,7 +107,8 @@ def open_matching(stack: ExitStack, site: Site) -> Matching:
         )
     threshold = UNCALIBRATED_THRESHOLD if gallery is None else chosen_threshold(site.threshold)
     target = None if site.target is None else Target.parse(site.target)
-    embedder = open_embedder(stack, bundle, site.device, site.threads, target)
+    plan = plan_threads(site.threads, network=any(is_network(camera.detector) for camera in site.cameras))
+    embedder = open_embedder(stack, bundle, site.device, plan.embedder, target)
     return Matching(bundle, embedder, gallery, threshold)
 
 
@@ -135,7 +137,8 @@ def _plans(
         camera.name: Choice(camera.detector, None if camera.tiles is None else camera.tile_counts)
         for camera in cameras
     }
-    detectors = open_detectors(choices, device=site.device, threads=site.threads, stop=stop)
+    threads = plan_threads(site.threads, network=True).detector
+    detectors = open_detectors(choices, device=site.device, threads=threads, stop=stop)
     stack.callback(detectors.close)
     return [
         CameraPlan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -86,13 +87,17 @@ class Prototypes:
         k = min(k, len(best))
         near = np.flatnonzero(best >= np.partition(best, -k)[-k] - _TIE)
         names = [groups.names[i] for i in near]
-        matches = [Match(name, self._exact_score(name, query)) for name in names]
+        scores = self._exact_scores(names, query)
+        matches = [Match(name, score) for name, score in zip(names, scores, strict=True)]
         return sorted(matches, key=lambda match: (-match.score, match.identity))[:k]
 
-    def _exact_score(self, identity: str, query: Vectors) -> float:
+    def _exact_scores(self, identities: Sequence[str], query: Vectors) -> list[float]:
         # Multiply and sum, not a matrix product: the order of additions must not depend on the row's place.
-        products = self._matrix[self._rows[identity]].astype(np.float64) * query.astype(np.float64)
-        return float(products.sum(axis=1).max())
+        rows = [self._rows[identity] for identity in identities]
+        products = self._matrix[list(chain.from_iterable(rows))] * query.astype(np.float64)
+        starts = np.cumsum([0, *map(len, rows[:-1])])
+        best: list[float] = np.maximum.reduceat(products.sum(axis=1), starts).tolist()
+        return best
 
     def _grouped(self) -> _Groups:
         names = sorted(self._rows)

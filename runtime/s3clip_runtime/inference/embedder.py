@@ -14,9 +14,9 @@ from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.manifest import Target
-from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
+from s3clip_runtime.inference.preprocess import CropRows
 from s3clip_runtime.inference.sessions import open_chain
-from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, PLATFORMS
+from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, FRAME_SIZE, LR_SIZE, PLATFORMS
 from s3clip_runtime.inference.targets import choose_target
 
 _CLIPS_A_PASS = {"cuda": BATCH_PROFILE[2] // CLIP_LENGTH, "cpu": 1}
@@ -75,6 +75,8 @@ class Embedder:
         self.contract = bundle.manifest.contract
         self.embedding_space = bundle.manifest.embedding_space
         self.target, self.device, self.device_reason = choose_target(bundle, device, target)
+        crops = _CLIPS_A_PASS[self.device] * CLIP_LENGTH
+        self._small, self._large = CropRows(LR_SIZE, crops), CropRows(FRAME_SIZE, crops)
         self._chain = open_chain(bundle, self.target, self.device, threads)
 
     def __enter__(self) -> Embedder:
@@ -105,7 +107,9 @@ class Embedder:
     ) -> Embedded:
         """Embed clips, LR and HR mixed, and say what it took.
 
-        A crop that occurs several times (padding of short tracklets) is enhanced once.
+        Crops of the same pixels (padding of short tracklets, a picture that a camera sent twice) are resized
+        and enhanced once; on a CPU within a clip, which is embedded by itself. What is returned is the
+        caller's own. Not for several threads at once: crops and tokens lie in memory that is used again.
 
         Args:
             clips: N of them.
@@ -142,39 +146,25 @@ class Embedder:
         self, clips: Sequence[Clip], enhance: Sequence[bool], pictures: bool
     ) -> tuple[NDArray[np.float32], list[NDArray[np.uint8] | None], float]:
         """Vectors, pictures and the milliseconds of enhancing."""
-        crops: dict[bool, dict[_Memory, NDArray[np.uint8]]] = {True: {}, False: {}}
-        for clip, enhanced in zip(clips, enhance, strict=True):
-            for crop in clip.crops:
-                crops[enhanced].setdefault(_memory(crop), crop)
-        keys = ((enhanced, memory) for enhanced in crops for memory in crops[enhanced])
-        row = {key: i for i, key in enumerate(keys)}
-        index = [
-            [row[enhanced, _memory(crop)] for crop in clip.crops]
-            for clip, enhanced in zip(clips, enhance, strict=True)
-        ]
-        start = perf_counter()
-        small = lr_batch(list(crops[True].values()))
-        resize_ms = (perf_counter() - start) * 1e3 if len(small) else 0.0
-        done = self._chain.embed(
-            small,
-            hr_batch(list(crops[False].values())),
-            index,
-            np.array([clip.platform for clip in clips], np.int64),
-            pictures=pictures,
-        )
+        with self._small.filling() as small, self._large.filling() as large:
+            start = perf_counter()
+            rows = {
+                position: [small.place(crop) for crop in clip.crops]
+                for position, clip in enumerate(clips)
+                if enhance[position]
+            }
+            resize_ms = (perf_counter() - start) * 1e3 if rows else 0.0
+            index = [
+                rows.get(position) or [len(small) + large.place(crop) for crop in clip.crops]
+                for position, clip in enumerate(clips)
+            ]
+            platform = np.array([clip.platform for clip in clips], np.int64)
+            done = self._chain.embed(small.rows, large.rows, index, platform, pictures=pictures)
         shown = [
-            done.pictures[rows] if enhanced and done.pictures is not None else None
-            for rows, enhanced in zip(index, enhance, strict=True)
+            done.pictures[rows[position]] if position in rows and done.pictures is not None else None
+            for position in range(len(clips))
         ]
         return done.vectors, shown, resize_ms + done.enhance_ms
-
-
-_Memory = tuple[int, tuple[int, ...], tuple[int, ...]]
-
-
-def _memory(crop: NDArray[np.uint8]) -> _Memory:
-    """Where the pixels lie. Equal for the same array and for equal views of one array; costs no hashing."""
-    return crop.__array_interface__["data"][0], crop.shape, crop.strides
 
 
 def _check_clip(position: int, clip: Clip) -> None:

@@ -110,7 +110,9 @@ class SightingEvent:
         Raises:
             ValueError: a number is not finite; JSON has no NaN and none is ever written.
         """
-        return json.dumps(asdict(self), allow_nan=False, ensure_ascii=False)
+        # Only what JSON does not know becomes a dict: copying all of the event took twice as long as writing.
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps(fields, default=asdict, allow_nan=False, ensure_ascii=False)
 
 
 def new_run_id() -> str:
@@ -182,7 +184,7 @@ class EventMaker:
         self._made += 1
         tracklet = look.tracklet
         real_time = tracklet.clock != "stream"
-        heights = [float(box[3] - box[1]) for box in tracklet.boxes]
+        heights = (tracklet.boxes[:, 3] - tracklet.boxes[:, 1]).astype(np.float64)
         event = SightingEvent(
             schema=SCHEMA,
             event_id=f"{self.run_id}-{self._made:06d}",
@@ -254,7 +256,7 @@ def _chosen(tracklet: Tracklet, one: Chosen) -> ChosenFrame:
 
 
 def _corners(box: NDArray[np.float32]) -> list[float]:
-    return [round(float(edge), 1) for edge in box]
+    return [round(edge, 1) for edge in box.tolist()]
 
 
 @dataclass(frozen=True, slots=True)

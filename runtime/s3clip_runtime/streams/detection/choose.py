@@ -92,7 +92,7 @@ def open_detectors(
         for (name, layout), cameras in groups.items():
             if is_box_address(name):
                 shared: Detector = ExternalBoxes(parse_box_address(name), cameras, stop=stop)
-            elif _is_network(name):
+            elif is_network(name):
                 tiles = {camera: tile for camera in cameras if (tile := choices[camera].tiles) is not None}
                 shared = _open_network(Path(name), layout, tiles, device, threads)
             else:
@@ -106,7 +106,7 @@ def open_detectors(
 
 def _check(camera: str, choice: Choice) -> None:
     name = choice.detector
-    network = _is_network(name)
+    network = is_network(name)
     shown = redact(name).partition("?")[0]  # an address may hold a token or a password
     if choice.tiles is not None and not network:
         raise ConfigError(
@@ -120,7 +120,8 @@ def _check(camera: str, choice: Choice) -> None:
         raise ConfigError(f"camera {camera}: detector {shown!r} is unknown; give {CHOICES}")
 
 
-def _is_network(name: str) -> bool:
+def is_network(name: str) -> bool:
+    """Whether a word for a detector names a network."""
     if name == BACKGROUND or is_box_address(name):
         return False
     return Path(name).suffix.lower() == ".onnx" or Path(name).is_dir()

@@ -52,7 +52,7 @@ class ChildProcess:
                     ends.free_read,
                 ),
                 process_group=0,  # Ctrl-C goes to the parent alone
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # it needs no threads for linear algebra
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # it decodes alone
             )
             undo.pop_all()
         theirs.close()

@@ -56,7 +56,7 @@ def play_container(link: Link, pictures: Pictures, container: InputContainer) ->
     if not container.streams.video:
         raise Refused("the file has no video stream; give a file with pictures")
     stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = 1  # a file is read as fast as it is searched, which takes longer
     rate = float(stream.average_rate) if stream.average_rate else None
     period = 1 / (rate or ASSUMED_FPS)
     start, last, count = None, -period, 0
