@@ -56,14 +56,17 @@ class LeanBlocks(nn.Module):
 
     def __init__(self, encoder: VisualEncoder) -> None:
         super().__init__()
-        blocks = [block for block in encoder.transformer.resblocks if isinstance(block, AdaptedBlock)]
-        prompts = [] if encoder.cv_embed is None else list(encoder.cv_embed.detach().transpose(1, 2))
-        given = [*prompts, *[None] * (len(blocks) - len(prompts))]
-        lean = [
-            LeanBlock(JointAttention(b, p), JointFeedForward(b)) for b, p in zip(blocks, given, strict=True)
-        ]
-        lean[-1] = LeanBlock(ClassAttention(blocks[-1], given[-1]), JointFeedForward(blocks[-1]))
+        *others, (last, prompts) = prompted_blocks(encoder)
+        lean = [LeanBlock(JointAttention(block, own), JointFeedForward(block)) for block, own in others]
+        lean.append(LeanBlock(ClassAttention(last, prompts), JointFeedForward(last)))
         self.resblocks = nn.ModuleList(lean)
+
+
+def prompted_blocks(encoder: VisualEncoder) -> list[tuple[AdaptedBlock, Tensor | None]]:
+    """The encoder's blocks, each with its platform prompts (platforms, P, width) or None."""
+    blocks = [block for block in encoder.transformer.resblocks if isinstance(block, AdaptedBlock)]
+    prompts = [] if encoder.cv_embed is None else list(encoder.cv_embed.detach().transpose(1, 2))
+    return list(zip(blocks, [*prompts, *[None] * (len(blocks) - len(prompts))], strict=True))
 
 
 class LeanBlock(nn.Module):
