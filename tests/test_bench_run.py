@@ -20,7 +20,6 @@ from street import Street
 from tiny_bundle import manifest_of, write_tiny_bundle
 
 from s3clip_runtime.bench.cameras import camera_count, check_task
-from s3clip_runtime.bench.machine import usable_cores
 from s3clip_runtime.bench.page import render
 from s3clip_runtime.bench.records import BenchReport, CamerasRow
 from s3clip_runtime.bench.replay import Task, replay
@@ -28,6 +27,7 @@ from s3clip_runtime.bench.report_file import read_report, write_report
 from s3clip_runtime.cli.bench import main
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.bundle import write_manifest
+from s3clip_runtime.inference.cpus import usable_cpus
 from s3clip_runtime.inference.manifest import Artefact, Engine
 
 COMMAND = "from s3clip_runtime.cli.bench import main; main()"
@@ -244,7 +244,7 @@ def test_a_replay_takes_every_frame_of_every_copy(bundle_folder: Path, street: S
     assert found.events == 2 * street.walkers
     assert found.dropped == 0
     assert found.contender == "onnx-fp32"
-    assert 0 < found.cores_used <= usable_cores() + 0.3
+    assert 0 < found.cores_used <= usable_cpus() + 0.3
 
 
 def test_cameras_are_added_until_one_is_too_many(bundle_folder: Path, street: Street, tmp_path: Path) -> None:
@@ -337,4 +337,4 @@ def test_the_report_is_plain_json(measured: tuple[BenchReport, str, Path]) -> No
     tree = json.loads((measured[2] / "a.json").read_text())
     assert tree["schema_version"] == 1
     assert tree["reference"] == "onnx-fp32"
-    assert tree["machine"]["cores"] == usable_cores()
+    assert tree["machine"]["cores"] == usable_cpus()

@@ -19,9 +19,10 @@ from street import Street
 from test_batcher import person
 from tiny_bundle import DIM, SPACE
 
-from s3clip_runtime.cli.threads import plan_threads, usable_cpus
+from s3clip_runtime.cli.threads import plan_threads
 from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle
+from s3clip_runtime.inference.cpus import usable_cpus
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.streams.events import EventMaker, Sighting
 from s3clip_runtime.streams.looks import Look

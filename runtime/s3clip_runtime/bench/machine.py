@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import re
 from pathlib import Path
 from typing import Final
 
 from s3clip_runtime.bench.records import Machine
 from s3clip_runtime.doctor.machine import read_machine
+from s3clip_runtime.inference.cpus import usable_cpus
 
 ISA: Final = (
     "avx2",
@@ -56,7 +56,7 @@ def fingerprint(root: Path = Path("/")) -> Machine:
         system += f", JetPack {seen.jetpack} (L4T {seen.l4t})"
     return Machine(
         cpu=cpu_model(root),
-        cores=usable_cores(),
+        cores=usable_cpus(),
         isa=isa(root),
         memory_bytes=memory_bytes(root),
         system=system,
@@ -69,12 +69,7 @@ def fingerprint(root: Path = Path("/")) -> Machine:
 
 def cpu_name() -> str:
     """The processor's name and how many cores this process may use."""
-    return f"{cpu_model()}, {usable_cores()} cores"
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return f"{cpu_model()}, {usable_cpus()} cores"
 
 
 def cpu_model(root: Path = Path("/")) -> str:

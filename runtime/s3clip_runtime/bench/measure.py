@@ -17,7 +17,7 @@ from s3clip_runtime.bench.cold import ColdStart, cold_start
 from s3clip_runtime.bench.crops import BenchClips, gather
 from s3clip_runtime.bench.energy import find_meter, joules_of
 from s3clip_runtime.bench.galleries import measure_gallery
-from s3clip_runtime.bench.machine import fingerprint, usable_cores
+from s3clip_runtime.bench.machine import fingerprint
 from s3clip_runtime.bench.records import BenchReport, ContenderRow, Crops, GalleryRow, StageRow
 from s3clip_runtime.bench.stages import (
     ClipEmbedder,
@@ -31,6 +31,7 @@ from s3clip_runtime.bench.stages import (
 )
 from s3clip_runtime.errors import BackendError, BundleError, ConfigError
 from s3clip_runtime.inference.bundle import Bundle
+from s3clip_runtime.inference.cpus import usable_cpus
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.gate import cosines, top_agreement
 from s3clip_runtime.inference.manifest import PLAIN, Target
@@ -80,9 +81,9 @@ class Choices:
                 raise ConfigError(f"{name}: {min(values)} is below 1; give numbers from 1")
         if not self.clips or not self.threads:
             raise ConfigError("clips and threads: at least one number each; write for example --clips 1,8")
-        if max(self.threads) > usable_cores():
+        if max(self.threads) > usable_cpus():
             raise ConfigError(
-                f"threads: {max(self.threads)} are more than the {usable_cores()} cores that this "
+                f"threads: {max(self.threads)} are more than the {usable_cpus()} cores that this "
                 "process may use; they would only wait for each other"
             )
 

@@ -74,16 +74,16 @@ def run(
 
     Writes a JSON report and pictures, prints one table. Ctrl-C writes nothing.
     """
-    from s3clip_runtime.bench.machine import usable_cores
     from s3clip_runtime.bench.measure import Choices, calls_of, find_lineup, measure
     from s3clip_runtime.bench.plots import check_installed
     from s3clip_runtime.bench.report_file import check_folder, check_writable, write_report
     from s3clip_runtime.bench.table import lines
     from s3clip_runtime.inference.bundle import Bundle
+    from s3clip_runtime.inference.cpus import usable_cpus
     from s3clip_runtime.inference.manifest import Target
 
     wanted = tuple(map(Target.parse, targets)) or None
-    counts = (1, usable_cores()) if threads is None else threads
+    counts = (1, usable_cpus()) if threads is None else threads
     choices = Choices(device, wanted, clips, tuple(sorted(set(counts))), rounds, galleries)
     choices.check()
     check_writable(output)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from s3clip_runtime.inference.cpus import usable_cpus
+
 
 @dataclass(frozen=True, slots=True)
 class ThreadPlan:
@@ -34,13 +36,6 @@ def plan_threads(asked: int | None, *, network: bool, cpus: int | None = None) -
     cpus = usable_cpus() if cpus is None else cpus
     detector = max(cpus // 2, 1)
     return ThreadPlan(max(cpus - detector, 1) if network else cpus, detector)
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use; taskset and cpusets count where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def one_thread_for_algebra() -> None:
