@@ -21,9 +21,9 @@ from typing import Any, ParamSpec, TypeVar
 import click
 import cv2
 import numpy as np
-from benchmarks.machine import cpu_name
 from numpy.typing import NDArray
 
+from s3clip_runtime.bench.machine import cpu_name
 from s3clip_runtime.gallery.store import Gallery, decide
 from s3clip_runtime.inference.backends import Session, TensorInfo
 from s3clip_runtime.inference.bundle import Bundle

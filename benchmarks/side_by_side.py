@@ -16,8 +16,8 @@ from pathlib import Path
 
 import click
 import numpy as np
-from benchmarks.machine import cpu_name
 
+from s3clip_runtime.bench.machine import cpu_name
 from s3clip_runtime.cli.threads import ThreadPlan, one_thread_for_pictures, plan_threads, usable_cpus
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
