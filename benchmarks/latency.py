@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,13 @@ import click
 import torch
 from tqdm import tqdm
 
-from benchmarks.opponents import export_plain, onnxruntime_opponent, openvino_opponent, torch_opponent
+from benchmarks.opponents import (
+    OwnGraphs,
+    export_plain,
+    onnxruntime_opponent,
+    openvino_opponent,
+    torch_opponent,
+)
 from benchmarks.outliers import plant_outliers
 from benchmarks.roofline import bundle_costs, cost_rows
 from s3clip.config import DataSettings, SyntheticSettings, load_config
@@ -35,7 +42,7 @@ from s3clip_runtime.bench.measure import accuracy_of
 from s3clip_runtime.bench.plots import draw
 from s3clip_runtime.bench.records import BenchReport, Ceiling, ContenderRow, StageRow
 from s3clip_runtime.bench.report_file import check_writable, write_report
-from s3clip_runtime.bench.stages import ClipEmbedder, Contender, Setting, graph_rows, tracklet_rows
+from s3clip_runtime.bench.stages import ClipEmbedder, Contender, Setting, Tick, graph_rows, tracklet_rows
 from s3clip_runtime.bench.table import lines
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
 from s3clip_runtime.inference.clips import Clip
@@ -123,8 +130,10 @@ def _race(bundle: Bundle, model: S3Clip, trial: Trial, threads: list[int], round
             bar.update()
 
         for count in threads:
-            stages += _tracklets(bundle, model, plain, (lr, hr), count, rounds, refused, tick)
-            setting = Setting("lr", 1, count, rounds, str(PLAIN))
+            race = Setting("lr", 1, count, rounds, EAGER)
+            compiled = count == max(threads)
+            stages += _tracklets(bundle, model, plain, (lr, hr), race, compiled, refused, tick)
+            setting = replace(race, reference=str(PLAIN))
             contenders = [Contender(target, "cpu") for target in TARGETS]
             stages += graph_rows(bundle, contenders, {"lr": [lr], "hr": [hr]}, setting, tick)
         rows = tuple(_accuracies(bundle, trial, max(threads)))
@@ -149,33 +158,30 @@ def _tracklets(
     model: S3Clip,
     plain: dict[bool, Path],
     clips: tuple[Clip, Clip],
-    threads: int,
-    rounds: int,
+    setting: Setting,
+    compiled: bool,
     refused: dict[str, str],
-    tick: Callable[[str], None],
+    tick: Tick,
 ) -> list[StageRow]:
-    """Whole tracklets of all contenders, one LR clip and one HR clip a call."""
-    torch.set_num_threads(threads)
+    """Whole tracklets of all contenders, one LR clip and one HR clip a call; `compiled` takes minutes."""
+    torch.set_num_threads(setting.threads)
     with ExitStack() as opened:
         field: dict[str, ClipEmbedder] = {
             EAGER: torch_opponent(model, compiled=False),
-            "torch-compile": torch_opponent(model, compiled=True),
-            "onnxruntime-default": onnxruntime_opponent(plain, threads),
+            "onnxruntime-default": onnxruntime_opponent(plain, setting.threads),
         }
         try:
-            field["openvino-default"] = openvino_opponent(plain, threads)
+            field["openvino-default"] = openvino_opponent(plain, setting.threads)
         except RuntimeError as error:
             refused["openvino-default"] = " ".join(str(error).split())
+        field["openvino-fp32"] = opened.enter_context(OwnGraphs(bundle, "fp32", setting.threads))
         for target in TARGETS:
-            embedder = Embedder(bundle, device="cpu", target=target, threads=threads)
+            embedder = Embedder(bundle, device="cpu", target=target, threads=setting.threads)
             field[str(target)] = opened.enter_context(embedder)
-        return [
-            row
-            for clip in clips
-            for row in tracklet_rows(
-                field, [clip], Setting("hr" if clip.hr else "lr", 1, threads, rounds, EAGER), tick
-            )
-        ]
+        sharp = tracklet_rows(field, [clips[1]], replace(setting, crops="hr"), tick)
+        if compiled:
+            field["torch-compile"] = torch_opponent(model, compiled=True)
+        return [*tracklet_rows(field, [clips[0]], setting, tick), *sharp]
 
 
 def _accuracies(bundle: Bundle, trial: Trial, threads: int) -> Iterator[ContenderRow]:

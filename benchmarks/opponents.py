@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnxruntime
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from s3clip.clips import unit_range
 from s3clip.models.model import S3Clip, embedding
 from s3clip_export.onnx import OPSET
+from s3clip_runtime.inference.backends.openvino import OpenVinoSession
+from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
+from s3clip_runtime.inference.manifest import PLAIN, Precision, Role
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 from s3clip_runtime.inference.spec import CLIP_LENGTH, FRAME_SIZE, LR_SIZE
 
@@ -57,6 +61,32 @@ class Opponent:
             for clip in clips
         ]
         return np.concatenate(made)
+
+
+class OwnGraphs:
+    """OpenVINO in a precision that no bundle offers, on a bundle's own graphs: a context manager."""
+
+    def __init__(self, bundle: Bundle, precision: Precision, threads: int) -> None:
+        self._opened = ExitStack()
+        self._sessions: dict[Role, OpenVinoSession] = {}
+        for role in get_args(Role):
+            session = OpenVinoSession(bundle.file(role, PLAIN), precision=precision, threads=threads)
+            self._sessions[role] = session
+            self._opened.callback(session.close)
+        self.embed = Opponent(self._run).embed
+
+    def __enter__(self) -> OwnGraphs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def _run(self, hr: bool, crops: NDArray[np.uint8], platform: NDArray[np.int64]) -> NDArray[np.float32]:
+        tokens = self._sessions["patchify" if hr else "enhance"].run({"crops": crops})["tokens"][None]
+        found: NDArray[np.float32] = self._sessions["encode"].run({"tokens": tokens, "platform": platform})[
+            "embedding"
+        ]
+        return found
 
 
 def torch_opponent(model: S3Clip, *, compiled: bool) -> Opponent:

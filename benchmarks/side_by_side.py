@@ -18,9 +18,10 @@ import click
 import numpy as np
 
 from s3clip_runtime.bench.machine import cpu_name
-from s3clip_runtime.cli.threads import ThreadPlan, one_thread_for_pictures, plan_threads, usable_cpus
+from s3clip_runtime.cli.threads import ThreadPlan, one_thread_for_pictures, plan_threads
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
+from s3clip_runtime.inference.cpus import usable_cpus
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.spec import CLIP_LENGTH
 from s3clip_runtime.streams.detection.choose import Choice, open_detectors

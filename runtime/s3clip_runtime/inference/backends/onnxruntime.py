@@ -237,7 +237,7 @@ def _load(
     # Set explicitly: left at 0, ONNX Runtime pins threads to all cores of the host, even in a container.
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Waiting threads would spin for 47 ms after every run, beside a detector and decoders that need the cores.
+    # Waiting threads would spin for 47 ms after every run, beside a detector and decoders that need cores.
     # Embedding beside a detector gave 5 to 10 clips a second without and 1 to 2 with it (demo, two cores).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.graph_optimization_level = _optimisation(ort, device, precision)
