@@ -294,6 +294,6 @@ def test_products_are_those_that_pytorch_counts(
 
 
 def test_weights_are_those_of_the_file(networks: dict[str, tuple[GraphCost, int]]) -> None:
-    """Patchify's are a convolution without bias and the figures that normalise; few bytes are shapes."""
-    weights = 32 * 3 * 16 * 16 * 4
+    """Patchify's are a matrix and a bias; few bytes are shapes."""
+    weights = 32 * (3 * 16 * 16 + 1) * 4
     assert weights < networks["patchify"][0].weight_bytes < weights + 100

@@ -42,9 +42,9 @@ BUDGETS: dict[tuple[str, Precision], Budget] = {
     ("enhance", "fp32"): Budget(650_000_000, 50_000_000),  # measured 591 MB and 44.9 MB
     ("enhance", "fp16"): Budget(211_000_000, 26_000_000),  # 192 and 22.9
     ("patchify", "fp32"): Budget(65_000_000, 2_600_000),  # 58.5 and 2.36
-    ("patchify", "fp16"): Budget(42_000_000, 1_900_000),  # 37.6 and 1.57
-    ("encode", "fp32"): Budget(3_150_000_000, 432_000_000),  # 2865 and 392
-    ("encode", "fp16"): Budget(1_460_000_000, 216_000_000),  # 1328 and 196
+    ("patchify", "fp16"): Budget(37_000_000, 1_310_000),  # 33.4 and 1.18
+    ("encode", "fp32"): Budget(3_060_000_000, 429_000_000),  # 2778 and 389
+    ("encode", "fp16"): Budget(1_415_000_000, 215_000_000),  # 1286 and 195
 }
 """A tenth above what TensorRT-RTX 1.7 planned."""
 
@@ -82,7 +82,8 @@ def build_and_check(role: str, precision: Precision, graph: Path) -> None:
     assert report.opset == OPSET <= MAX_OPSET
     check_precisions(report.layers, precision)
     other: Precision = "fp32" if precision == "fp16" else "fp16"
-    with pytest.raises(BackendError, match=rf"0\.0% of the engine's \d+ products write {other}"):
+    # Where a product feeds an FP32 node, TensorRT lets it write FP32: two of the 89 of encode do.
+    with pytest.raises(BackendError, match=rf"[0-2]\.\d% of the engine's \d+ products write {other}"):
         check_precisions(report.layers, other)
     products = [layer for layer in report.layers if layer.is_product]
     print(
