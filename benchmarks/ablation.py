@@ -1,6 +1,6 @@
 """The parts of the recipe, one at a time, on unseen synthetic identities.
 
-    python -m benchmarks.ablation --page docs/results.md
+    python -m benchmarks.ablation --page docs/results-accuracy.md
 
 Each seed pretrains once and learns its prompts once; every variant starts stage 2 from there and draws the
 same batches for the same number of steps. Runs are resumed, finished ones only read. Per query the metrics
@@ -46,8 +46,8 @@ VARIANTS: dict[str, list[str]] = {
     "no_temporal": ["reid.temporal_weight=0.0"],
     "no_tdp": ["reid.tdp_weight=0.0"],
 }
-HEAD = """# Results
-Written by `python -m benchmarks.ablation --page docs/results.md`; do not edit. **Synthetic data**: drawn
+HEAD = """# Results: accuracy
+Written by `python -m benchmarks.ablation --page docs/results-accuracy.md`; do not edit. **Synthetic data**: drawn
 people, a tiny model, unseen identities. It shows whether the recipe works here, and nothing about real video.
 
 `baseline` has a bicubic x2 in the place of SwinIR; `direct` leaves out the way by 64x32 and all synthetic LR,
@@ -206,7 +206,7 @@ def _listed(names: list[str]) -> str:
 
 
 def report(out: Path, seeds: list[int]) -> str:
-    """The page docs/results.md."""
+    """The page docs/results-accuracy.md."""
     measured = {name: gather(out, name, seeds) for name in VARIANTS}
     parts = [
         HEAD,
@@ -228,7 +228,7 @@ def report(out: Path, seeds: list[int]) -> str:
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/ablation"), show_default=True)
 @click.option("--seeds", default="1,2,3", show_default=True)
-@click.option("--page", type=click.Path(path_type=Path), help="Also write the tables here: docs/results.md.")
+@click.option("--page", type=click.Path(path_type=Path), help="Also write the tables here: docs/results-accuracy.md.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=V")
 def main(out: Path, seeds: str, page: Path | None, overrides: tuple[str, ...]) -> None:
     """Train what is missing, evaluate and compare."""

@@ -13,6 +13,7 @@ MODULES = {
     "s3clip-train": "s3clip.cli",
     "s3clip-export": "s3clip_export.cli",
     "s3clip-doctor": "s3clip_runtime.cli.doctor",
+    "s3clip-bench": "s3clip_export.bench",
 }
 
 
@@ -70,6 +71,11 @@ def test_help_of_the_evaluation_needs_no_torch(command: str) -> None:
 def test_comparing_needs_no_torch(tmp_path: Path) -> None:
     done = call("s3clip.cli", "compare", str(tmp_path), str(tmp_path), without="torch")
     assert "no evaluation.json here" in done.stderr
+
+
+def test_the_gate_is_one_of_the_benchmarks() -> None:
+    done = call("s3clip_export.bench", "--help", without="torch")
+    assert all(f"\n  {name} " in done.stdout for name in ("run", "cameras", "compare", "page", "gate"))
 
 
 def test_a_missing_config_is_one_line(tmp_path: Path) -> None:
