@@ -228,7 +228,9 @@ def report(out: Path, seeds: list[int]) -> str:
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/ablation"), show_default=True)
 @click.option("--seeds", default="1,2,3", show_default=True)
-@click.option("--page", type=click.Path(path_type=Path), help="Also write the tables here: docs/results-accuracy.md.")
+@click.option(
+    "--page", type=click.Path(path_type=Path), help="Also write the tables here: docs/results-accuracy.md."
+)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=V")
 def main(out: Path, seeds: str, page: Path | None, overrides: tuple[str, ...]) -> None:
     """Train what is missing, evaluate and compare."""

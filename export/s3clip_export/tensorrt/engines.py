@@ -18,7 +18,7 @@ from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.gate import broken_bounds, check_reference
 from s3clip_runtime.inference.manifest import Artefact, Engine, Manifest, Precision, Proof, Role, Target
 from s3clip_runtime.inference.records import sha256_file
-from s3clip_runtime.inference.spec import BATCH_PROFILE
+from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIPS_PROFILE
 
 ENGINES = Target("tensorrt", "fp16")
 
@@ -82,7 +82,12 @@ def add_engines(
     for role, graph in graphs.items():
         path = folder / f"{role}.{precision}.engine"
         report = build_engine(
-            trt, folder / graph.file, path, workspace_bytes=workspace_bytes, timing_cache=timing_cache
+            trt,
+            folder / graph.file,
+            path,
+            batches=_profile(role),
+            workspace_bytes=workspace_bytes,
+            timing_cache=timing_cache,
         )
         try:
             check_precisions(report.layers, precision, fp32_nodes=(fp32_nodes or {}).get(role, ()))
@@ -143,6 +148,10 @@ def rebuild_engines(folder: Path, workspace_bytes: int = WORKSPACE_BYTES) -> Pro
     return proof
 
 
+def _profile(role: Role) -> tuple[int, int, int]:
+    return CLIPS_PROFILE if role == "encode" else BATCH_PROFILE
+
+
 def _artefact(
     role: Role, precision: Precision, path: Path, report: EngineReport, version: str, gpu: cuda.Gpu
 ) -> Artefact:
@@ -160,7 +169,7 @@ def _artefact(
             gpu=gpu.name,
             driver=gpu.driver,
             onnx_sha256=report.onnx_sha256,
-            profile=BATCH_PROFILE,
+            profile=_profile(role),
             inputs={name: str(info) for name, info in report.inputs.items()},
             outputs={name: str(info) for name, info in report.outputs.items()},
         ),

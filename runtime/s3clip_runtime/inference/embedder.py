@@ -16,10 +16,10 @@ from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.manifest import Target
 from s3clip_runtime.inference.preprocess import CropRows
 from s3clip_runtime.inference.sessions import open_chain
-from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIP_LENGTH, FRAME_SIZE, LR_SIZE, PLATFORMS
+from s3clip_runtime.inference.spec import CLIP_LENGTH, CLIPS_A_PASS, FRAME_SIZE, LR_SIZE, PLATFORMS
 from s3clip_runtime.inference.targets import choose_target
 
-_CLIPS_A_PASS = {"cuda": BATCH_PROFILE[2] // CLIP_LENGTH, "cpu": 1}
+_CLIPS_A_PASS = {"cuda": CLIPS_A_PASS, "cpu": 1}
 """Clips that are embedded together, by device. On CUDA their crops just fill the largest batch. A CPU gains
 nothing from more than one clip (114 ms of CPU time each at 1, 115 at 8, demo bundle) and needs 0.2 GB, not
 1.2."""

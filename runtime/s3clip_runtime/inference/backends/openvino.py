@@ -33,27 +33,26 @@ class OpenVinoSession:
         path: a self-contained ONNX file. For "int8" its weights are int8 behind DequantizeLinear; products
             with them are then computed in int8, with the activations quantised token by token.
         precision: "fp32", "bf16" or "int8".
-        threads: CPU threads of one operator, >= 1; None takes all CPUs that this process may use.
+        threads: CPU threads, >= 1; None takes all CPUs that this process may use.
+        piece: rows of one run. A batch becomes runs of so many rows, the last one padded, that go side by side
+            with a thread each; only for graphs whose rows are independent. None: a batch is one run, and all
+            threads work on one operator.
 
     Raises:
         BackendError: openvino is not installed, the CPU lacks instructions, or the graph cannot be loaded.
     """
 
-    def __init__(self, path: Path, *, precision: Precision, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, precision: Precision, threads: int | None = None, piece: int | None = None
+    ) -> None:
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be at least 1, found {threads}; leave it out to use all CPUs")
         problem = openvino_problem(precision)
         if problem is not None:
             raise BackendError(f"{path}: cannot run in {precision} with OpenVINO: {problem}")
         self._path = path
-        model, compiled = _compile(path, precision, threads or usable_cpus())
-        # Names of the model as it was read: compiling gives a tensor those of what was fused into it too.
-        self._batches = Batches(
-            path,
-            MappingProxyType({tensor.any_name: _info(tensor) for tensor in model.inputs}),
-            MappingProxyType({tensor.any_name: _info(tensor) for tensor in model.outputs}),
-        )
-        self._request: Any = compiled.create_infer_request()
+        self._piece = piece
+        self._batches, self._runs = _open(path, precision, threads or usable_cpus(), piece)
 
     @property
     def inputs(self) -> Mapping[str, TensorInfo]:
@@ -72,25 +71,38 @@ class OpenVinoSession:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph, see `backends.Session.run`."""
-        if self._request is None:
+        if self._runs is None:
             raise BackendError(f"{self._path}: the session is closed; open a new one")
-        return self._batches.run(inputs, partial(self._run_piece, self._request))
+        return self._batches.run(inputs, partial(self._run_batch, self._runs))
 
     def close(self) -> None:
         """Free the graph. A second call does nothing."""
-        self._request = None
+        self._runs = None
 
-    def _run_piece(self, request: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:  # noqa: ANN401  untyped
+    def _run_batch(self, runs: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:  # noqa: ANN401  untyped
+        batch = len(next(iter(inputs.values())))
+        rows = self._piece or batch
+        made: dict[str, NDArray[Any]] = {}
+
+        def keep(request: Any, low: int) -> None:  # noqa: ANN401  untyped
+            """Copies, as the request's own memory is written again by the next run."""
+            for place, name in enumerate(self._batches.outputs):
+                found = request.get_output_tensor(place).data
+                if name not in made:
+                    made[name] = np.empty((batch, *found.shape[1:]), found.dtype)
+                part = made[name][low : low + rows]
+                part[...] = found[: len(part)]
+
         try:
-            contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-            request.infer(contiguous, share_inputs=True)
-            # Copies: the request's own memory is written again by the next run.
-            return {
-                name: np.array(request.get_output_tensor(place).data)
-                for place, name in enumerate(self._batches.outputs)
-            }
+            runs.set_callback(keep)
+            for low in range(0, batch, rows):
+                runs.start_async(
+                    {name: _padded(a[low : low + rows], rows) for name, a in inputs.items()}, low
+                )
+            runs.wait_all()
         except RuntimeError as error:
             raise BackendError(f"{self._path}: the run on cpu failed: {error}") from error
+        return made
 
 
 def openvino_problem(precision: Precision) -> str | None:
@@ -105,25 +117,42 @@ def openvino_problem(precision: Precision) -> str | None:
     return None
 
 
-def _compile(path: Path, precision: Precision, threads: int) -> tuple[Any, Any]:
-    """The model as it was read, and compiled."""
+def _open(path: Path, precision: Precision, threads: int, piece: int | None) -> tuple[Batches, Any]:
+    """The tensors of a graph, and OpenVINO's queue of its runs."""
     openvino: ModuleType = importlib.import_module("openvino")
     settings = {
         "INFERENCE_PRECISION_HINT": _COMPUTES_IN[precision],
         "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,  # all threads work on one tracklet: a stream each gives no more throughput
+        "NUM_STREAMS": 1 if piece is None else threads,
         "ENABLE_CPU_PINNING": False,  # decoding and detection share these cores
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if precision == "int8" else 0,
     }
     try:
         core = openvino.Core()
         model = core.read_model(str(path))
-        return model, core.compile_model(model, "CPU", settings)
+        # Before compiling, which gives a tensor the names of what was fused into it too.
+        inputs, outputs = (
+            {tensor.any_name: _info(tensor) for tensor in side} for side in (model.inputs, model.outputs)
+        )
+        if piece is not None:
+            model.reshape({name: [piece, *info.shape[1:]] for name, info in inputs.items()})
+        compiled = core.compile_model(model, "CPU", settings)
+        runs = openvino.AsyncInferQueue(compiled, settings["NUM_STREAMS"])
     except RuntimeError as error:
         raise BackendError(
             f"{path}: OpenVINO cannot load it in {precision}: {error}; use another target, or export again "
             "with s3clip-export"
         ) from error
+    return Batches(path, MappingProxyType(inputs), MappingProxyType(outputs)), runs
+
+
+def _padded(rows: NDArray[Any], count: int) -> NDArray[Any]:
+    """`count` rows in a row of memory; what lies behind the given ones does not matter."""
+    if len(rows) == count:
+        return np.ascontiguousarray(rows)
+    padded = np.zeros((count, *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    return padded
 
 
 def _info(tensor: Any) -> TensorInfo:  # noqa: ANN401  untyped
