@@ -10,13 +10,13 @@ DEV := .venv-dev
 demo: $(RUN)/ready
 	$(RUN)/bin/s3clip-run --demo
 
-# worksteal: neighbours stay in one process, which makes a file's fixtures once. The faults collect their own
-# folder alone: six processes that import every test's libraries took 75 s of CPU time.
+# Four workers on two cores, for many tests wait; worksteal keeps a file in one process, which makes its
+# fixtures once. The faults collect their folder alone: importing what other tests need took 12 s in each process.
 test: $(DEV)/ready
 	$(DEV)/bin/ruff check
 	$(DEV)/bin/ruff format --check
 	$(DEV)/bin/mypy
-	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n 3 --dist worksteal -m "not faults and not faults_long"
+	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n 4 --dist worksteal -m "not faults and not faults_long"
 	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n 6 --dist worksteal -m faults tests/streams   # they mostly wait
 
 # The tiny bundle and the two videos that the runtime ships: trains for minutes, and resumes.
