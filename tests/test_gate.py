@@ -215,10 +215,12 @@ def test_a_right_bundle_passes_20_times_of_20(case: Case, tmp_path: Path) -> Non
     bundle = Bundle.draft(case.folder)
     rng = np.random.default_rng(0)
     for trial in range(20):
-        root = write_block_world(tmp_path / str(trial))
+        root = write_block_world(tmp_path / str(trial), train=0, test=3)  # 12 tracklets: ten are not all
         for path in root.rglob("*.jpg"):
-            height, width = rng.integers(20, 200, 2)
-            Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+            # Half of the tracklets are HR and half LR: at 20 to 200 pixels 14 of 16 were LR.
+            height = rng.integers(130, 200) if "ground" in path.parts else rng.integers(20, 120)
+            noise = rng.integers(0, 256, (height, rng.integers(20, 200), 3), dtype=np.uint8)
+            Image.fromarray(noise).save(path)
         tracklets = protocol_tracklets(read_protocols(DataSettings(root=root)))
         reference = verify.make_reference(case.model, tracklets)
         for target in (PLAIN, HALF):

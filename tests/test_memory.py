@@ -44,7 +44,7 @@ print(peak() - before)
 
 def medium(root: Path) -> TrainConfig:
     """Large enough that a step's memory stands out of the interpreter's."""
-    config = tiny_config(root, identities=4, triplets=2, clip_length=4)
+    config = tiny_config(root, identities=2, triplets=1, clip_length=4)
     visual = config.visual.model_copy(update={"width": 192, "layers": 6, "heads": 6, "out_dim": 64})
     sr = config.sr.model_copy(update={"embed_dim": 32, "depths": (4, 4), "num_heads": (4, 4)})
     return config.model_copy(update={"visual": visual, "sr": sr})

@@ -300,8 +300,10 @@ def test_the_fixed_target_is_the_default_of_all_three_classifiers(stage2: Stage2
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_networks_give_the_same_features_and_gradients_under_the_same_keys(
-    stage2: Stage2,
+    stage2: Stage2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # In this process: two compile workers would import torch each, 5 s of CPU time, while other tests run.
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     model = stage2.model.eval()
     crops, frames = torch.rand(2, 3, 64, 32), stage2.batch.hr[:1] / 255.0
     platform = torch.tensor([1])

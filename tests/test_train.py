@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from tiny_run import begin_run, tiny_config
 from worlds import write_block_world
 
 from s3clip.checkpoint import MODEL, ORIGINS, RunFolder
-from s3clip.config import WatchSettings, load_config
+from s3clip.config import TrainConfig, WatchSettings, load_config
 from s3clip.loop import DivergedError, Interrupted, run_stage
 from s3clip.networks import build_networks
 from s3clip.parallel import World
@@ -62,34 +62,31 @@ def test_interrupted_runs_end_with_the_weights_of_an_uninterrupted_one(
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
+def train_to_the_end(config: TrainConfig, out: Path) -> None:
+    """What a killed process was doing."""
+    train(config, out, threading.Event())
+
+
 @pytest.mark.slow
 def test_a_run_killed_without_warning_resumes_to_the_same_weights(tiny_world: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny_world).model_copy(update={"checkpoint_every_s": 0.0})
     train(config, tmp_path / "whole", threading.Event())
-    code = (
-        "import sys, threading, pathlib\n"
-        "from s3clip.config import TrainConfig\nfrom s3clip.train import train\n"
-        "config = TrainConfig.model_validate_json(pathlib.Path(sys.argv[1]).read_text())\n"
-        "train(config, pathlib.Path(sys.argv[2]), threading.Event())\n"
-    )
-    file = tmp_path / "config.json"
-    file.write_text(config.model_dump_json())
     total = len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines())
     killed = 0
+    # Each run is a process of its own; torch is imported once, in the server that they are forked from.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "s3clip.train", "torch._dynamo"])
     for lines in sorted(np.random.default_rng(1).choice(np.arange(1, total), KILLS, replace=False)):
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, str(file), str(tmp_path / "killed")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        child = context.Process(target=train_to_the_end, args=(config, tmp_path / "killed"))
+        child.start()
         metrics = tmp_path / "killed" / "metrics.jsonl"
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and child.poll() is None:
+        while time.monotonic() < deadline and child.is_alive():
             if metrics.exists() and len(metrics.read_text().splitlines()) >= lines:
-                os.kill(child.pid, signal.SIGKILL)
+                child.kill()
             time.sleep(0.002)
-        child.wait(timeout=60)
-        killed += child.returncode == -signal.SIGKILL
+        child.join(timeout=60)
+        killed += child.exitcode == -signal.SIGKILL
     assert killed == KILLS
     train(config, tmp_path / "killed", threading.Event())
     weights, others = load_file(tmp_path / "whole" / MODEL), load_file(tmp_path / "killed" / MODEL)
