@@ -47,8 +47,9 @@ VARIANTS: dict[str, list[str]] = {
     "no_tdp": ["reid.tdp_weight=0.0"],
 }
 HEAD = """# Results: accuracy
-Written by `python -m benchmarks.ablation --page docs/results-accuracy.md`; do not edit. **Synthetic data**: drawn
-people, a tiny model, unseen identities. It shows whether the recipe works here, and nothing about real video.
+Written by `python -m benchmarks.ablation --page docs/results-accuracy.md`; do not edit. **Synthetic data**:
+drawn people, a tiny model, unseen identities. It shows whether the recipe works here, and
+nothing about real video.
 
 `baseline` has a bicubic x2 in the place of SwinIR; `direct` leaves out the way by 64x32 and all synthetic LR,
 as VSLA-CLIP does; `frozen_sr` has a pretrained SwinIR that stays as it is; `joint` is the paper's S+I;
@@ -228,9 +229,7 @@ def report(out: Path, seeds: list[int]) -> str:
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/ablation"), show_default=True)
 @click.option("--seeds", default="1,2,3", show_default=True)
-@click.option(
-    "--page", type=click.Path(path_type=Path), help="Also write the tables here: docs/results-accuracy.md."
-)
+@click.option("--page", type=click.Path(path_type=Path), help="Also write docs/results-accuracy.md.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=V")
 def main(out: Path, seeds: str, page: Path | None, overrides: tuple[str, ...]) -> None:
     """Train what is missing, evaluate and compare."""

@@ -3,14 +3,16 @@
     python -m benchmarks.latency -o docs/results.json --plots docs/pictures
 
 Random weights with planted outliers on crops of the synthetic world: times hold for any weights, and the
-accuracy beside PyTorch orders the targets, but certifies no trained checkpoint. One process, so that all meet
-the same machine; ratios within a round, their medians and quartiles.
+accuracy beside PyTorch orders the targets, but certifies no trained checkpoint. Each contender has a process
+of its own and is asked in turn; ratios are those within a round, with their medians and quartiles.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +24,7 @@ import click
 import torch
 from tqdm import tqdm
 
+from benchmarks.apart import Apart
 from benchmarks.opponents import (
     OwnGraphs,
     export_plain,
@@ -37,18 +40,20 @@ from s3clip_export.proof.verify import Trial, begin_trial, prove
 from s3clip_export.tiers import BF16, INT8, add_tiers
 from s3clip_export.write import export_graphs
 from s3clip_runtime.bench.ceilings import matmul_ceiling
+from s3clip_runtime.bench.cold import cold_start
+from s3clip_runtime.bench.load import own_cpu_s
 from s3clip_runtime.bench.machine import fingerprint
-from s3clip_runtime.bench.measure import accuracy_of
 from s3clip_runtime.bench.plots import draw
 from s3clip_runtime.bench.records import BenchReport, Ceiling, ContenderRow, StageRow
 from s3clip_runtime.bench.report_file import check_writable, write_report
-from s3clip_runtime.bench.stages import ClipEmbedder, Contender, Setting, Tick, graph_rows, tracklet_rows
+from s3clip_runtime.bench.rounds import interleave
+from s3clip_runtime.bench.stages import ClipEmbedder, Contender, Setting, Tick, graph_rows
 from s3clip_runtime.bench.table import lines
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.gate import broken_bounds
-from s3clip_runtime.inference.manifest import PLAIN
+from s3clip_runtime.inference.manifest import PLAIN, Proof, Target
 from s3clip_runtime.inference.reference import write_reference
 
 CONFIG = Path(__file__).parents[1] / "configs" / "seeded-full.toml"
@@ -132,11 +137,8 @@ def _race(bundle: Bundle, model: S3Clip, trial: Trial, threads: list[int], round
         for count in threads:
             race = Setting("lr", 1, count, rounds, EAGER)
             compiled = count == max(threads)
-            stages += _tracklets(bundle, model, plain, (lr, hr), race, compiled, refused, tick)
-            setting = replace(race, reference=str(PLAIN))
-            contenders = [Contender(target, "cpu") for target in TARGETS]
-            stages += graph_rows(bundle, contenders, {"lr": [lr], "hr": [hr]}, setting, tick)
-        rows = tuple(_accuracies(bundle, trial, max(threads)))
+            stages += _tracklets(bundle, plain, (lr, hr), race, compiled, refused, tick)
+            stages += _graphs_apart(bundle.folder, lr, hr, replace(race, reference=str(PLAIN)))
     return BenchReport(
         created=datetime.now(UTC),
         machine=fingerprint(),
@@ -147,7 +149,7 @@ def _race(bundle: Bundle, model: S3Clip, trial: Trial, threads: list[int], round
         synthetic=True,
         refused=refused,
         stages=tuple(stages),
-        contenders=rows,
+        contenders=tuple(_contender(bundle, proof, max(threads)) for proof in bundle.manifest.proofs),
         ceilings=tuple(ceiling for count in threads for ceiling in _ceilings(count)),
         costs=cost_rows(bundle_costs(bundle, 1)),
     )
@@ -155,7 +157,6 @@ def _race(bundle: Bundle, model: S3Clip, trial: Trial, threads: list[int], round
 
 def _tracklets(
     bundle: Bundle,
-    model: S3Clip,
     plain: dict[bool, Path],
     clips: tuple[Clip, Clip],
     setting: Setting,
@@ -164,42 +165,68 @@ def _tracklets(
     tick: Tick,
 ) -> list[StageRow]:
     """Whole tracklets of all contenders, one LR clip and one HR clip a call; `compiled` takes minutes."""
-    torch.set_num_threads(setting.threads)
-    with ExitStack() as opened:
-        field: dict[str, ClipEmbedder] = {
-            EAGER: torch_opponent(model, compiled=False),
-            "onnxruntime-default": onnxruntime_opponent(plain, setting.threads),
-        }
-        try:
-            field["openvino-default"] = openvino_opponent(plain, setting.threads)
-        except RuntimeError as error:
-            refused["openvino-default"] = " ".join(str(error).split())
-        field["openvino-fp32"] = opened.enter_context(OwnGraphs(bundle, "fp32", setting.threads))
-        for target in TARGETS:
-            embedder = Embedder(bundle, device="cpu", target=target, threads=setting.threads)
-            field[str(target)] = opened.enter_context(embedder)
-        sharp = tracklet_rows(field, [clips[1]], replace(setting, crops="hr"), tick)
-        if compiled:
-            field["torch-compile"] = torch_opponent(model, compiled=True)
-        return [*tracklet_rows(field, [clips[0]], setting, tick), *sharp]
-
-
-def _accuracies(bundle: Bundle, trial: Trial, threads: int) -> Iterator[ContenderRow]:
+    count = setting.threads
+    makers: dict[str, Callable[[], ClipEmbedder]] = {
+        EAGER: partial(_torch, count, compiled=False),
+        "onnxruntime-default": partial(onnxruntime_opponent, plain, count),
+        "openvino-default": partial(openvino_opponent, plain, count),
+        "openvino-fp32": partial(OwnGraphs, bundle.folder, "fp32", count),
+    }
     for target in TARGETS:
-        with Embedder(bundle, device="cpu", target=target, threads=threads) as embedder:
-            mean, least, agreement = accuracy_of(embedder, trial.reference)
-        yield ContenderRow(
-            contender=str(target),
-            device="cpu",
-            file_bytes=sum(a.bytes for a in bundle.manifest.artefacts if a.target == target),
-            cold_start_ms=None,
-            peak_memory_bytes=None,
-            energy_j=None,
-            energy_source="not asked",
-            cosine_mean=mean,
-            cosine_min=least,
-            top1_agreement=agreement,
-        )
+        makers[str(target)] = partial(_embedder, bundle.folder, target, count)
+    with ExitStack() as opened:
+        field: dict[str, Apart] = {}
+        for name, make in makers.items():
+            try:
+                field[name] = opened.enter_context(Apart(make))
+            except RuntimeError as error:
+                refused[name] = str(error)
+        sharp = _rows(field, clips[1], replace(setting, crops="hr"), tick)
+        if compiled:
+            field["torch-compile"] = opened.enter_context(Apart(partial(_torch, count, compiled=True)))
+        return [*_rows(field, clips[0], setting, tick), *sharp]
+
+
+def _rows(field: Mapping[str, Apart], clip: Clip, setting: Setting, tick: Tick) -> list[StageRow]:
+    calls = {name: partial(one.embed, [clip]) for name, one in field.items()}
+    return setting.rows("tracklet", interleave(calls, setting.rounds, tick=tick, cpu_clock=own_cpu_s))
+
+
+def _torch(threads: int, *, compiled: bool) -> ClipEmbedder:
+    torch.set_num_threads(threads)
+    return torch_opponent(_model(), compiled=compiled)
+
+
+def _embedder(folder: Path, target: Target, threads: int) -> ClipEmbedder:
+    return Embedder(Bundle.open(folder), device="cpu", target=target, threads=threads)
+
+
+def _graphs_apart(folder: Path, lr: Clip, hr: Clip, setting: Setting) -> list[StageRow]:
+    """The rows of single graphs, from a process without PyTorch's threads."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_graphs, folder, lr, hr, setting).result(timeout=3600)
+
+
+def _graphs(folder: Path, lr: Clip, hr: Clip, setting: Setting) -> list[StageRow]:
+    contenders = [Contender(target, "cpu") for target in TARGETS]
+    return graph_rows(Bundle.open(folder), contenders, {"lr": [lr], "hr": [hr]}, setting, lambda _: None)
+
+
+def _contender(bundle: Bundle, proof: Proof, threads: int) -> ContenderRow:
+    target = Target.parse(proof.target)
+    cold = cold_start(bundle.folder, target, "cpu", threads, starts=1)
+    return ContenderRow(
+        contender=proof.target,
+        device="cpu",
+        file_bytes=sum(a.bytes for a in bundle.manifest.artefacts if a.target == target),
+        cold_start_ms=cold.start_ms,
+        peak_memory_bytes=cold.peak_bytes,
+        energy_j=None,
+        energy_source="not asked",
+        cosine_mean=proof.cosine_mean,
+        cosine_min=proof.cosine_min,
+        top1_agreement=proof.top1_agreement,
+    )
 
 
 def _ceilings(threads: int) -> Iterator[Ceiling]:

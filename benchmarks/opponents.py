@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
 
@@ -63,29 +62,26 @@ class Opponent:
         return np.concatenate(made)
 
 
-class OwnGraphs:
-    """OpenVINO in a precision that no bundle offers, on a bundle's own graphs: a context manager."""
+class OwnGraphs(Opponent):
+    """OpenVINO in a precision that no bundle offers, on the plain graphs of the bundle in a folder."""
 
-    def __init__(self, bundle: Bundle, precision: Precision, threads: int) -> None:
-        self._opened = ExitStack()
-        self._sessions: dict[Role, OpenVinoSession] = {}
-        for role in get_args(Role):
-            session = OpenVinoSession(bundle.file(role, PLAIN), precision=precision, threads=threads)
-            self._sessions[role] = session
-            self._opened.callback(session.close)
-        self.embed = Opponent(self._run).embed
+    def __init__(self, folder: Path, precision: Precision, threads: int) -> None:
+        super().__init__(self._embed)
+        bundle = Bundle.open(folder)
+        self._sessions = {
+            role: OpenVinoSession(
+                bundle.file(role, PLAIN),
+                precision=precision,
+                threads=threads,
+                piece=None if role == "encode" else 2,
+            )
+            for role in get_args(Role)
+        }
 
-    def __enter__(self) -> OwnGraphs:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._opened.close()
-
-    def _run(self, hr: bool, crops: NDArray[np.uint8], platform: NDArray[np.int64]) -> NDArray[np.float32]:
-        tokens = self._sessions["patchify" if hr else "enhance"].run({"crops": crops})["tokens"][None]
-        found: NDArray[np.float32] = self._sessions["encode"].run({"tokens": tokens, "platform": platform})[
-            "embedding"
-        ]
+    def _embed(self, hr: bool, crops: NDArray[np.uint8], platform: NDArray[np.int64]) -> NDArray[np.float32]:
+        tokens = self._sessions["patchify" if hr else "enhance"].run({"crops": crops})["tokens"]
+        inputs = {"tokens": tokens[None], "platform": platform}
+        found: NDArray[np.float32] = self._sessions["encode"].run(inputs)["embedding"]
         return found
 
 

@@ -39,17 +39,6 @@ def _own_cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread_a_session() -> Iterator[None]:
-    """ONNX Runtime's idle threads spin; beside other tests they took 1.5 times the CPU time of the graphs.
-
-    Programs that tests start are not touched: they use all CPUs, as in use.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("s3clip_runtime.inference.backends.onnxruntime._usable_cpus", lambda: 1)
-        yield
-
-
 @pytest.fixture
 def size_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SizeCache]:
     """An empty one, outside of `tmp_path`."""

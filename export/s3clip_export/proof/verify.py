@@ -70,7 +70,7 @@ def choose_tracklets(protocols: Sequence[Protocol], count: int) -> list[Tracklet
     for tracklet in everything:
         people[tracklet.identity].append(tracklet)
     groups = list(people.values())
-    wanted = max(1, round(len(groups) * count / len(everything)))
+    wanted = min(len(groups), max(1, round(len(groups) * count / len(everything))))
     chosen = [t for i in range(wanted) for t in groups[i * len(groups) // wanted]][: max(count, 2)]
     for hr in (True, False):  # a stage without a clip would not be measured
         if not any(t.hr is hr for t in chosen):

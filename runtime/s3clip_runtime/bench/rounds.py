@@ -63,6 +63,7 @@ def interleave(
     *,
     tick: Callable[[str], None] | None = None,
     rest_s: float = REST_S,
+    cpu_clock: Callable[[], float] = time.process_time,
 ) -> Rounds:
     """Call every contender once a round, in an order that rotates by one from round to round.
 
@@ -71,6 +72,7 @@ def interleave(
         rounds: at least 1; before them each is called once, which is told apart.
         tick: called with the contender's name before each call, outside of the timing.
         rest_s: seconds of rest before each call, also outside of it.
+        cpu_clock: seconds of CPU time of all that works for the contenders.
 
     Raises:
         ConfigError: no round.
@@ -82,11 +84,11 @@ def interleave(
     wall_ms: dict[str, list[float]] = {name: [] for name in names}
     cpu_ms: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
-        first_ms[name], _ = _timed(name, contenders[name], tick, rest_s)
+        first_ms[name], _ = _timed(name, contenders[name], tick, rest_s, cpu_clock)
     meter = LoadMeter()
     for number in range(rounds):
         for name in order(names, number):
-            wall, cpu = _timed(name, contenders[name], tick, rest_s)
+            wall, cpu = _timed(name, contenders[name], tick, rest_s, cpu_clock)
             wall_ms[name].append(wall)
             cpu_ms[name].append(cpu)
     samples = {
@@ -102,13 +104,17 @@ def order(names: Sequence[str], number: int) -> list[str]:
 
 
 def _timed(
-    name: str, call: Callable[[], object], tick: Callable[[str], None] | None, rest_s: float
+    name: str,
+    call: Callable[[], object],
+    tick: Callable[[str], None] | None,
+    rest_s: float,
+    cpu_clock: Callable[[], float],
 ) -> tuple[float, float]:
     """Wall and CPU milliseconds of one call."""
     if tick is not None:
         tick(name)
     time.sleep(rest_s)
-    cpu, wall = time.process_time_ns(), time.perf_counter_ns()
+    cpu, wall = cpu_clock(), time.perf_counter()
     call()
-    wall, cpu = time.perf_counter_ns() - wall, time.process_time_ns() - cpu
-    return wall / 1e6, cpu / 1e6
+    wall, cpu = time.perf_counter() - wall, cpu_clock() - cpu
+    return 1e3 * wall, 1e3 * cpu

@@ -20,8 +20,8 @@ from s3clip_runtime.inference.manifest import Contract, Role, Target
 _Signature = Mapping[str, TensorInfo]
 
 _CROPS_A_RUN = 2
-"""Of OpenVINO on a CPU, where each thread works on crops of its own. `enhance` at full size for eight crops on
-two cores: 223 ms in runs of 2 or 4, 250 ms as one batch, 278 ms with the batch left free."""
+"""Of OpenVINO on a CPU, where each thread works on crops of its own. `enhance` at full size for eight crops
+on two cores: 223 ms in runs of 2 or 4, 250 ms as one batch, 278 ms with the batch left free."""
 
 
 def _signatures(contract: Contract) -> dict[Role, tuple[_Signature, _Signature]]:

@@ -45,8 +45,8 @@ CLIPS_A_PASS = BATCH_PROFILE[2] // CLIP_LENGTH
 """Clips whose crops fill the largest batch: `encode` never gets more at once."""
 
 CLIPS_PROFILE = (1, CLIPS_A_PASS, CLIPS_A_PASS)
-"""As `BATCH_PROFILE`, of `encode`. An engine reserves memory for its largest batch: at full size in FP16 1328 MB
-at 64 clips and 166 MB at 8."""
+"""As `BATCH_PROFILE`, of `encode`. An engine reserves memory for its largest batch: at full size in FP16 1328
+MB at 64 clips and 166 MB at 8."""
 
 PLATFORMS = ("ground", "aerial")
 """Platform names; the index is the platform id that `encode` takes."""

@@ -34,9 +34,9 @@ class OpenVinoSession:
             with them are then computed in int8, with the activations quantised token by token.
         precision: "fp32", "bf16" or "int8".
         threads: CPU threads, >= 1; None takes all CPUs that this process may use.
-        piece: rows of one run. A batch becomes runs of so many rows, the last one padded, that go side by side
-            with a thread each; only for graphs whose rows are independent. None: a batch is one run, and all
-            threads work on one operator.
+        piece: rows of one run. A batch becomes runs of so many rows, the last one padded, that go side by
+            side with a thread each; only for graphs whose rows are independent. None: a batch is one run, and
+            all threads work on one operator.
 
     Raises:
         BackendError: openvino is not installed, the CPU lacks instructions, or the graph cannot be loaded.
