@@ -102,8 +102,8 @@ def test_the_audit_sees_what_pytorchs_hooks_see(
     def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         run.extend([float(inputs[0].abs().max()), float(output.abs().max())])
 
-    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.LayerNorm)]
     source = next(s for s in graph_sources(model) if s.role == role)
+    hooks = [m.register_forward_hook(note) for m in source.module.modules() if isinstance(m, nn.LayerNorm)]
     with torch.no_grad():
         for feed in feeds[role]:
             run.clear()
@@ -162,9 +162,10 @@ def test_casts_are_few_and_the_mask_of_shifted_windows_is_exact(graphs: dict[str
     # One before and one after each, less where the tail or another one follows.
     assert casts(narrow) - casts(model) <= 2 * len(sensitive) + 4
     weights = {w.name: numpy_helper.to_array(w) for w in narrow.graph.initializer}
-    masks = [w for w in weights.values() if w.dtype == np.float16 and w.min(initial=0) == -100]
-    assert len(masks) == 1
-    assert set(np.unique(masks[0])) == {0, -100}
+    masks = [w for w in weights.values() if w.dtype == np.float16 and w.min(initial=0) < -99]
+    assert [mask.shape for mask in masks] == [(4, 2, 64, 64)]  # kinds of windows, heads
+    # Beside the learnt biases nothing lies between "seen" and "not seen": e^-99 is 0 in any float.
+    assert ((masks[0] > -1) | (masks[0] < -99)).all()
 
 
 def test_a_planted_overflow_is_kept_in_float32_and_caught_without_the_bound(

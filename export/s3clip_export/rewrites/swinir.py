@@ -105,7 +105,9 @@ class _Block(nn.Module):
         attention = source.attn
         self.heads, self.length = attention.heads, source.window**2
         dim = attention.proj.in_features
-        self.epsilon = source.norm1.eps
+        self.norm1, self.norm2 = (
+            nn.LayerNorm(dim, eps=norm.eps, elementwise_affine=False) for norm in (source.norm1, source.norm2)
+        )
         self.register_buffer("order", torch.from_numpy(order), persistent=False)
         qkv = folded_norm(source.norm1, attention.qkv)
         parts = zip(qkv.weight.chunk(3), qkv.bias.chunk(3), strict=True)
@@ -124,8 +126,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         x = x.index_select(1, self.order)
-        x = x + self._attend(F.layer_norm(x, x.shape[-1:], eps=self.epsilon))
-        hidden = F.gelu(self.fc1(F.layer_norm(x, x.shape[-1:], eps=self.epsilon)))
+        x = x + self._attend(self.norm1(x))
+        hidden = F.gelu(self.fc1(self.norm2(x)))
         out: Tensor = x + self.fc2(hidden)
         return out
 
