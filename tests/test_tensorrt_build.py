@@ -39,8 +39,8 @@ class Budget(NamedTuple):
 
 
 BUDGETS: dict[tuple[str, Precision], Budget] = {
-    ("enhance", "fp32"): Budget(750_000_000, 50_000_000),  # measured 686 MB and 24.0 MB
-    ("enhance", "fp16"): Budget(211_000_000, 26_000_000),  # 192 and 22.9
+    ("enhance", "fp32"): Budget(755_000_000, 12_000_000),  # measured 686 MB and 10.8 MB
+    ("enhance", "fp16"): Budget(205_000_000, 6_000_000),  # 186 and 5.44
     ("patchify", "fp32"): Budget(65_000_000, 2_600_000),  # 58.5 and 2.36
     ("patchify", "fp16"): Budget(37_000_000, 1_310_000),  # 33.4 and 1.18
     ("encode", "fp32"): Budget(3_060_000_000, 429_000_000),  # 2778 and 389
