@@ -62,6 +62,20 @@ def test_float32_is_what_onnxruntime_computes(tmp_path: Path) -> None:
     session.close()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pieces_side_by_side_give_what_a_batch_gives(tmp_path: Path, threads: int) -> None:
+    """Also where the last one is padded, and where threads finish in another order each time."""
+    path = perceptron(tmp_path / "graph.onnx")
+    plain = OrtSession(path, threads=1)
+    session = OpenVinoSession(path, precision="fp32", threads=threads, piece=2)
+    assert session.inputs["x"].shape == (None, 8, 16)
+    for rows in (*range(1, 10), *[8] * 100):
+        found, expected = (s.run({"x": tokens(rows, seed=rows)})["y"] for s in (session, plain))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    session.close()
+    plain.close()
+
+
 @rounds_here
 def test_bfloat16_rounds_like_bfloat16(tmp_path: Path) -> None:
     """8 bits of mantissa: about 2^-9 a factor, far more than float32."""

@@ -69,7 +69,6 @@ class RewrittenSwinIR(nn.Module):
 class _Layer(nn.Module):
     """`ResidualLayer`: (N, H, W, C) to the same."""
 
-    enter: Tensor
     leave: Tensor
 
     def __init__(self, source: ResidualLayer, size: Size, window: int) -> None:

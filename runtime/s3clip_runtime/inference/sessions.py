@@ -15,13 +15,11 @@ from s3clip_runtime.inference.backends.openvino import OpenVinoSession
 from s3clip_runtime.inference.backends.tensorrt import TensorRtSession
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.chain import Chain, HostChain, TensorRtChain
+from s3clip_runtime.inference.cpus import usable_cpus
 from s3clip_runtime.inference.manifest import Contract, Role, Target
+from s3clip_runtime.inference.spec import CLIP_LENGTH
 
 _Signature = Mapping[str, TensorInfo]
-
-_CROPS_A_RUN = 2
-"""Of OpenVINO on a CPU, where each thread works on crops of its own. `enhance` at full size for eight crops
-on two cores: 223 ms in runs of 2 or 4, 250 ms as one batch, 278 ms with the batch left free."""
 
 
 def _signatures(contract: Contract) -> dict[Role, tuple[_Signature, _Signature]]:
@@ -70,12 +68,21 @@ def open_session(
     path = bundle.file(role, target)
     session: Session
     if target.backend == "openvino":
-        piece = None if role == "encode" else _CROPS_A_RUN
+        piece = None if role == "encode" else _crops_a_run(threads or usable_cpus())
         session = OpenVinoSession(path, precision=target.precision, threads=threads, piece=piece)
     else:
         session = OrtSession(path, device=device, threads=threads, precision=target.precision)
     _check_signature(bundle, role, path, session)
     return session
+
+
+def _crops_a_run(threads: int) -> int:
+    """Of OpenVINO, where each thread works on crops of its own.
+
+    `enhance` at full size for eight crops on two cores: 223 ms in runs of 1, 2 or 4, 250 ms as one batch, 278
+    ms with the batch left free; on one core runs of 1 take 460 ms and larger ones 430.
+    """
+    return max(1, min(2, CLIP_LENGTH // threads))
 
 
 def _open_engine(

@@ -84,10 +84,18 @@ class Batches:
 
     def _empty(self, name: str) -> NDArray[Any]:
         info = self.outputs[name]
-        sizes = [n for n in info.shape[1:] if n is not None]
-        if len(sizes) != len(info.shape) - 1:
-            raise BackendError(
-                f"{self.path}: the shape of output {name}, {info}, is not known for an empty batch; "
-                "export it with fixed sizes"
-            )
-        return np.empty((0, *sizes), info.dtype)
+        return np.empty((0, *known_sizes(self.path, name, info)), info.dtype)
+
+
+def known_sizes(path: Path, name: str, info: TensorInfo) -> tuple[int, ...]:
+    """Sizes of an output behind its batch.
+
+    Raises:
+        BackendError: one of them is not fixed.
+    """
+    sizes = tuple(n for n in info.shape[1:] if n is not None)
+    if len(sizes) != len(info.shape) - 1:
+        raise BackendError(
+            f"{path}: the shape of output {name}, {info}, is not known before a run; export fixed sizes"
+        )
+    return sizes

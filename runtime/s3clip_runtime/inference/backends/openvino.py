@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import TensorInfo
-from s3clip_runtime.inference.backends.batches import Batches
+from s3clip_runtime.inference.backends.batches import Batches, known_sizes
 from s3clip_runtime.inference.cpus import cpu_flags, lacking_instructions, usable_cpus
 from s3clip_runtime.inference.manifest import Precision
 
@@ -82,16 +82,16 @@ class OpenVinoSession:
     def _run_batch(self, runs: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:  # noqa: ANN401  untyped
         batch = len(next(iter(inputs.values())))
         rows = self._piece or batch
-        made: dict[str, NDArray[Any]] = {}
+        made = {
+            name: np.empty((batch, *known_sizes(self._path, name, info)), info.dtype)
+            for name, info in self._batches.outputs.items()
+        }
 
         def keep(request: Any, low: int) -> None:  # noqa: ANN401  untyped
-            """Copies, as the request's own memory is written again by the next run."""
-            for place, name in enumerate(self._batches.outputs):
-                found = request.get_output_tensor(place).data
-                if name not in made:
-                    made[name] = np.empty((batch, *found.shape[1:]), found.dtype)
-                part = made[name][low : low + rows]
-                part[...] = found[: len(part)]
+            """Copies, as the request's own memory is written again; called by threads of OpenVINO."""
+            for place, whole in enumerate(made.values()):
+                part = whole[low : low + rows]
+                part[...] = request.get_output_tensor(place).data[: len(part)]
 
         try:
             runs.set_callback(keep)
