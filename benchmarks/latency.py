@@ -1,6 +1,6 @@
 """Speed at full size: s3clip's targets beside what people run without it, in the same interleaved rounds.
 
-    python -m benchmarks.latency -o docs/results.json --plots docs/pictures
+    python -m benchmarks.latency -o docs/results.json; s3clip-bench page docs/results.json -o docs/results.md
 
 Random weights with planted outliers on crops of the synthetic world: times hold for any weights, and the
 accuracy beside PyTorch orders the targets, but certifies no trained checkpoint. Each contender has a process

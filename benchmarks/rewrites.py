@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.outliers import plant_outliers
 from s3clip.clips import unit_range
 from s3clip.config import load_config
 from s3clip.models.adapters import self_attention
@@ -35,12 +36,11 @@ from s3clip_export.rewrites.encoder import (
     prompted_blocks,
 )
 from s3clip_export.rewrites.patches import CropPatches, PicturePatches
+from s3clip_export.rewrites.swinir import with_rewritten_swinir
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
-from s3clip_runtime.inference.spec import CLIP_LENGTH, FRAME_SIZE, PLATFORMS, SR_SIZE
+from s3clip_runtime.inference.spec import CLIP_LENGTH, FRAME_SIZE, LR_SIZE, PLATFORMS, SR_SIZE
 
 CONFIG = Path(__file__).parents[1] / "configs" / "seeded-full.toml"
-MASSIVE = 6
-"""Channels of the residual stream that are planted 8 to 35 times as large as the others."""
 
 
 class PlainEncoder(nn.Module):
@@ -144,23 +144,11 @@ ENCODERS: Mapping[str, Callable[[VisualEncoder], nn.Module]] = {
 """Name of a rewrite to an encoder with it; all but the first also have the averaged frames."""
 
 PICTURES: Mapping[str, Callable[[S3Clip], nn.Module]] = {"none": PlainPictures, "all": PicturePatches}
+RESOLVERS: Mapping[str, Callable[[S3Clip], nn.Module]] = {
+    "none": lambda model: model.sr,
+    "all": lambda model: with_rewritten_swinir(model).sr,
+}
 CROPS: Mapping[str, Callable[[S3Clip], nn.Module]] = {"none": PlainCrops, "all": CropPatches}
-
-
-def plant_massive_channels(model: S3Clip, seed: int) -> None:
-    """Give a random encoder, in place, what makes trained ones hard to round."""
-    generator = torch.Generator().manual_seed(seed)
-    visual, width = model.visual, model.visual.config.width
-    channels = torch.randperm(width, generator=generator)[:MASSIVE]
-    with torch.no_grad():
-        sizes = torch.empty(MASSIVE).uniform_(8, 35, generator=generator)
-        visual.positional_embedding[:, channels] += sizes
-        for block, _ in prompted_blocks(visual):
-            for norm in (block.ln_1, block.ln_2):
-                norm.weight.copy_(torch.exp(0.5 * torch.randn(width, generator=generator)))
-                norm.weight[channels] *= 0.1
-            assert isinstance(block.attn.in_proj_weight, Tensor)
-            block.attn.in_proj_weight[: 2 * width] *= 1.5
 
 
 def soft_pictures(count: int, size: tuple[int, int], seed: int) -> Tensor:
@@ -183,13 +171,20 @@ def measure(model: S3Clip, folder: Path) -> Iterator[tuple[str, str, GraphCost, 
     def embed(tokens: Tensor) -> Tensor:
         return embedding(visual(tokens.reshape(clips, CLIP_LENGTH, *tokens.shape[-2:]), platform))
 
+    plain_tokens = PlainPictures(model)
+    small = soft_pictures(clips * CLIP_LENGTH, LR_SIZE, seed=3)
+    expected = embed(plain_tokens(model.sr(small)))
+    for rewrite, make in RESOLVERS.items():
+        source = GraphSource("SwinIR", make(model), (small,), ("crops",), ("pictures",))
+        cost, found = _export_and_run(source, folder, CLIP_LENGTH)
+        yield "enhance, SwinIR", rewrite, cost, float((embed(plain_tokens(found)) - expected).abs().max())
     for graph, makers, pixels in (("patchify", CROPS, crops), ("enhance, after SR", PICTURES, pictures)):
         expected = embed(makers["none"](model)(pixels))
         for rewrite, make in makers.items():
             source = GraphSource(graph, make(model), (pixels,), ("pixels",), ("tokens",))
             cost, found = _export_and_run(source, folder, CLIP_LENGTH)
             yield graph, rewrite, cost, float((embed(found) - expected).abs().max())
-    tokens = PlainPictures(model)(pictures).reshape(clips, CLIP_LENGTH, visual.config.patches, -1)
+    tokens = plain_tokens(pictures).reshape(clips, CLIP_LENGTH, visual.config.patches, -1)
     expected = embed(tokens)
     for rewrite, make_encoder in ENCODERS.items():
         example = (tokens, platform)
@@ -212,7 +207,7 @@ def main() -> None:
     config = load_config(CONFIG)
     torch.manual_seed(config.seed)
     model = build_model(config).eval().requires_grad_(False)
-    plant_massive_channels(model, config.seed + 1)
+    plant_outliers(model, config.seed + 1)
     print(f"{'graph':<18} {'rewrite':<38} {'nodes':>6} {'GFLOP':>8} {'max error':>10}   (one clip)")
     with tempfile.TemporaryDirectory(prefix="s3clip-rewrites-") as name, torch.no_grad():
         for graph, rewrite, cost, error in measure(model, Path(name)):

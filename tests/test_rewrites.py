@@ -14,17 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.outliers import plant_outliers
 from benchmarks.rewrites import (
     CROPS,
     ENCODERS,
     PICTURES,
     PlainAttention,
     PlainFeedForward,
-    plant_massive_channels,
     soft_pictures,
 )
 from s3clip.models.model import S3Clip, embedding
 from s3clip.models.resize import Kernel, resize_matrix
+from s3clip.models.swinir import SwinIR, cut_windows
 from s3clip.models.vit import VisualConfig, VisualEncoder
 from s3clip_export.onnx import GraphSource, export_graph, graph_problems
 from s3clip_export.rewrites.encoder import (
@@ -35,6 +36,7 @@ from s3clip_export.rewrites.encoder import (
     prompted_blocks,
 )
 from s3clip_export.rewrites.patches import compress
+from s3clip_export.rewrites.swinir import RewrittenSwinIR, window_order
 from s3clip_runtime.inference.backends.onnxruntime import OrtSession
 from s3clip_runtime.inference.spec import FRAME_SIZE, SR_SIZE
 
@@ -96,7 +98,7 @@ def largest(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("rewrite", ENCODERS)
 def test_every_rewrite_alone_keeps_the_embedding(rewrite: str) -> None:
     model = tiny()
-    plant_massive_channels(model, seed=1)
+    plant_outliers(model, seed=1)
     tokens, platform = clips(TINY)
     expected = exact(model.visual, tokens, platform)
     assert largest(ENCODERS[rewrite](model.visual).eval()(tokens, platform), expected) < TOLERANCE
@@ -195,3 +197,35 @@ def test_the_exported_encoder_keeps_the_contract_and_the_embedding(depth: int, t
     for count in (1, 2):
         found = session.run({"tokens": tokens[:count].numpy(), "platform": platform[:count].numpy()})
         assert largest(torch.from_numpy(found["embedding"]), expected[:count]) < TOLERANCE
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_tokens_in_window_order_are_the_rolled_and_cut_picture(shift: int) -> None:
+    picture = torch.arange(24 * 16).reshape(1, 24, 16, 1)
+    rolled = torch.roll(picture, (-shift, -shift), dims=(1, 2))
+    expected = cut_windows(rolled, 8).flatten()
+    np.testing.assert_array_equal(window_order((24, 16), 8, shift), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "depths", "heads"),
+    [((64, 32), (2, 2), (2, 2)), ((16, 8), (3, 1), (2, 4)), ((8, 8), (2,), (1,)), ((24, 40), (6,), (3,))],
+)
+def test_a_rewritten_swinir_is_the_plain_one(
+    size: tuple[int, int], depths: tuple[int, ...], heads: tuple[int, ...]
+) -> None:
+    """With weights that are felt: learnt biases, scales and shifts of LayerNorms, sharp attention."""
+    torch.manual_seed(5)
+    plain = SwinIR(embed_dim=12, depths=depths, num_heads=heads).eval()
+    for name, weight in plain.named_parameters():
+        if name.endswith("bias_table") or "norm" in name or name.endswith(".bias"):
+            weight.add_(0.5 * torch.randn(weight.shape))
+        elif "qkv" in name:
+            weight.mul_(20)
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    rewritten = RewrittenSwinIR(plain, size).eval()
+    pictures = soft_pictures(3, size, seed=6)
+    expected = copy.deepcopy(plain).double()(pictures.double())
+    assert largest(rewritten(pictures), expected) < TOLERANCE * float(expected.abs().max())
+    assert largest(plain(pictures), expected) < TOLERANCE * float(expected.abs().max())
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
