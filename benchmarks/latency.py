@@ -43,7 +43,6 @@ from s3clip_runtime.bench.ceilings import matmul_ceiling
 from s3clip_runtime.bench.cold import cold_start
 from s3clip_runtime.bench.load import own_cpu_s
 from s3clip_runtime.bench.machine import fingerprint
-from s3clip_runtime.bench.plots import draw
 from s3clip_runtime.bench.records import BenchReport, Ceiling, ContenderRow, StageRow
 from s3clip_runtime.bench.report_file import check_writable, write_report
 from s3clip_runtime.bench.rounds import interleave
@@ -72,8 +71,7 @@ PEOPLE = 20
 @click.option("--threads", default="1,2", show_default=True, help="Numbers of CPU threads.")
 @click.option("--people", default=PEOPLE, show_default=True)
 @click.option("-o", "--out", default=Path("docs/results.json"), type=click.Path(path_type=Path))
-@click.option("--plots", type=click.Path(path_type=Path), help="Folder for the pictures.")
-def main(rounds: int, threads: str, people: int, out: Path, plots: Path | None) -> None:
+def main(rounds: int, threads: str, people: int, out: Path) -> None:
     """Export, prove, race, and write the report."""
     check_writable(out)
     model = _model()
@@ -86,8 +84,6 @@ def main(rounds: int, threads: str, people: int, out: Path, plots: Path | None) 
     write_report(out, report)
     for line in lines(report):
         print(line)
-    if plots is not None:
-        draw(report, plots)
 
 
 def _model() -> S3Clip:

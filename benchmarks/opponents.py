@@ -20,6 +20,7 @@ from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.manifest import PLAIN, Precision, Role
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
+from s3clip_runtime.inference.sessions import crops_a_run
 from s3clip_runtime.inference.spec import CLIP_LENGTH, FRAME_SIZE, LR_SIZE
 
 
@@ -73,7 +74,7 @@ class OwnGraphs(Opponent):
                 bundle.file(role, PLAIN),
                 precision=precision,
                 threads=threads,
-                piece=None if role == "encode" else 2,
+                piece=None if role == "encode" else crops_a_run(threads),
             )
             for role in get_args(Role)
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shutil
@@ -19,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from s3clip_runtime.doctor.finding import numbers
 from s3clip_runtime.doctor.probe import NOT_INSTALLED
-from s3clip_runtime.inference.cpus import cpu_flags
+from s3clip_runtime.inference.cpus import cpu_flags, usable_cpus
 
 PROBE_TIMEOUT_S = 60.0
 """A probe takes under a second on an idle machine; importing TensorRT from a cold SD card takes many."""
@@ -193,7 +192,7 @@ def read_machine(timeout_s: float = PROBE_TIMEOUT_S) -> Machine:
         av=Module(**seen["av"]),
         openvino=Module(**seen["openvino"]),
         instructions=tuple(sorted(attempt("instructions", cpu_flags) or ())),
-        cores=attempt("cores", lambda: len(os.sched_getaffinity(0))),
+        cores=attempt("cores", usable_cpus),
         memory_free_mb=attempt("memory", _memory_free_mb),
         disk_free_mb=attempt("disk", lambda: shutil.disk_usage(".").free // 2**20),
         unread=unread,

@@ -68,7 +68,7 @@ def open_session(
     path = bundle.file(role, target)
     session: Session
     if target.backend == "openvino":
-        piece = None if role == "encode" else _crops_a_run(threads or usable_cpus())
+        piece = None if role == "encode" else crops_a_run(threads or usable_cpus())
         session = OpenVinoSession(path, precision=target.precision, threads=threads, piece=piece)
     else:
         session = OrtSession(path, device=device, threads=threads, precision=target.precision)
@@ -76,7 +76,7 @@ def open_session(
     return session
 
 
-def _crops_a_run(threads: int) -> int:
+def crops_a_run(threads: int) -> int:
     """Of OpenVINO, where each thread works on crops of its own.
 
     `enhance` at full size for eight crops on two cores: 223 ms in runs of 1, 2 or 4, 250 ms as one batch, 278
