@@ -496,6 +496,26 @@ def test_fifty_bad_senders_do_not_keep_a_good_one_out(
     until(lambda: threading.active_count() <= before)
 
 
+def test_closing_while_a_connection_starts_waits_for_it(
+    make: Callable[..., ExternalBoxes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes, before, starting = make(), threading.active_count(), threading.Event()
+    start = threading.Thread.start
+
+    def slow(thread: threading.Thread) -> None:
+        if thread.name.startswith("boxes "):
+            starting.set()
+            time.sleep(0.3)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", slow)
+    with sender(tmp_path):
+        assert starting.wait(10)
+        boxes.close()
+        assert threading.active_count() < before  # neither the listening thread nor that of the sender
+    assert boxes.status.connections == 0
+
+
 def test_a_good_sender_that_stays_is_not_dropped_for_silent_ones(
     make: Callable[..., ExternalBoxes], tmp_path: Path
 ) -> None:

@@ -196,11 +196,11 @@ class BoxServer:
     def close(self) -> None:
         """End all connections. A second call does nothing."""
         self.closing.set()
+        deadline = time.monotonic() + JOIN_S
+        if self._acceptor is not None:  # first: nobody is let in after it
+            self._acceptor.join(JOIN_S)
         with self._lock:
             threads = list(self._connections.values())
-        if self._acceptor is not None:
-            threads.append(self._acceptor)
-        deadline = time.monotonic() + JOIN_S
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if self._listener is not None:
@@ -223,17 +223,20 @@ class BoxServer:
             self._start(SocketPipe(connected))
 
     def _start(self, pipe: Pipe) -> None:
-        with self._lock:
+        with self._lock:  # whoever finds a thread among the connections may join it: it has started
             self._made += 1
             connection = _Connection(self._made, pipe, self)
             thread = threading.Thread(
                 target=self._serve, args=(connection,), name=f"boxes {connection.number}", daemon=True
             )
-            self._connections[connection] = thread
-        try:
-            thread.start()
-        except RuntimeError:  # the system gives no more threads
-            self._forget(connection)
+            try:
+                thread.start()
+            except RuntimeError:  # the system gives no more threads
+                started = False
+            else:
+                started = True
+                self._connections[connection] = thread
+        if not started:
             pipe.close()
             self.say("accept", "a connection is not accepted: no more threads")
 
