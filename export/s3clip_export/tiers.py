@@ -9,8 +9,9 @@ from s3clip_export.int8 import write_int8
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends.openvino import openvino_problem
 from s3clip_runtime.inference.bundle import Bundle, write_manifest
+from s3clip_runtime.inference.evidence import Proof
 from s3clip_runtime.inference.gate import broken_bounds, check_reference
-from s3clip_runtime.inference.manifest import PLAIN, Artefact, Manifest, Proof, Target
+from s3clip_runtime.inference.manifest import PLAIN, Artefact, Manifest, Target
 from s3clip_runtime.inference.records import sha256_file
 from s3clip_runtime.inference.replace import replaced_bundle
 
