@@ -51,8 +51,9 @@ from s3clip_runtime.bench.table import lines
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedder
+from s3clip_runtime.inference.evidence import Proof
 from s3clip_runtime.inference.gate import broken_bounds
-from s3clip_runtime.inference.manifest import PLAIN, Proof, Target
+from s3clip_runtime.inference.manifest import PLAIN, Target
 from s3clip_runtime.inference.reference import write_reference
 
 CONFIG = Path(__file__).parents[1] / "configs" / "seeded-full.toml"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from s3clip_runtime.inference.manifest import HeightBucket, Interval, Switch
+from s3clip_runtime.inference.evidence import HeightBucket, Interval, Switch
 
 POINT = Interval(value=0, low=0, high=0)
 

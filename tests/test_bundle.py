@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,16 @@ from tiny_bundle import DIM, SPACE, WIDTH, edit_manifest, manifest_of, write_tin
 
 from s3clip_runtime.errors import BundleError, ConfigError
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
-from s3clip_runtime.inference.manifest import PLAIN, Target
+from s3clip_runtime.inference.evidence import Speed
+from s3clip_runtime.inference.manifest import (
+    EIGHT_BIT_TARGETS,
+    PLAIN,
+    Artefact,
+    Calibration,
+    Engine,
+    Manifest,
+    Target,
+)
 from s3clip_runtime.inference.records import sha256_file
 
 
@@ -105,10 +115,10 @@ def test_missing_file(folder: Path) -> None:
     assert "patchify.onnx: the file of role patchify is missing" in refusal(folder)
 
 
-@pytest.mark.parametrize("version", [5, 1, 0, "2", None])
+@pytest.mark.parametrize("version", [6, 1, 0, "2", None])
 def test_other_schema_version_is_named_before_its_unknown_keys(folder: Path, version: object) -> None:
     edit_manifest(folder, schema_version=version, something_new=1)
-    assert f"schema_version must be 2 or 3 or 4, found {version!r}" in refusal(folder)
+    assert f"schema_version must be 2 or 3 or 4 or 5, found {version!r}" in refusal(folder)
 
 
 def test_unknown_key(folder: Path) -> None:
@@ -230,3 +240,108 @@ def test_targets_are_named(folder: Path) -> None:
         Target.parse("trt")
     with pytest.raises(BundleError, match="holds no tensorrt-fp16 graphs, only onnx-fp32"):
         Bundle.open(folder).file("encode", Target("tensorrt", "fp16"))
+
+
+# Schema 5: 8 bits, how they were made, and how fast they were
+
+SPEED = Speed(
+    target="onnx-fp32", device="cpu", cpu="Some CPU @ 2 GHz", cores=2, gpu=None, lr_ms=900.0, hr_ms=500.5,
+    measured=datetime(2026, 12, 1, tzinfo=UTC),
+)  # fmt: skip
+CALIBRATION = Calibration(
+    target="onnx-int8", data="streets", seed=3, tracklets=("0004/g1", "0001/a2"), method="percentile",
+    smoothing=0.5, kept={"enhance": (), "patchify": ("conv",), "encode": ("block-0", "block-3")},
+)  # fmt: skip
+ENGINE = Engine(
+    tensorrt="10.3", compute_capability="8.9", gpu="L4", driver="13.0", onnx_sha256="ab" * 32,
+    profile=(1, 8, 64), inputs={}, outputs={},
+)  # fmt: skip
+
+
+def written(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / "manifest.json").read_text())
+    return found
+
+
+def with_target(manifest: Manifest, target: Target) -> Manifest:
+    """The plain graphs once more under another name."""
+    changes = {
+        "backend": target.backend,
+        "precision": target.precision,
+        "engine": ENGINE if target.backend == "tensorrt" else None,
+    }
+    more = tuple(a.model_copy(update=changes) for a in manifest.artefacts)
+    proof = manifest.proofs[0].model_copy(update={"target": str(target)})
+    return manifest.changed(artefacts=(*manifest.artefacts, *more), proofs=(*manifest.proofs, proof))
+
+
+def test_a_manifest_without_anything_of_schema_5_has_none_of_its_keys(folder: Path) -> None:
+    keys = written(folder).keys()
+    assert written(folder)["schema_version"] == 2
+    assert not {"calibrations", "speeds"} & keys
+
+
+@pytest.mark.parametrize(
+    "changes", [{"calibrations": (CALIBRATION,)}, {"speeds": (SPEED,)}], ids=["calibrations", "speeds"]
+)
+def test_calibrations_and_speeds_are_read_back_and_need_schema_5(
+    folder: Path, changes: dict[str, object]
+) -> None:
+    manifest = manifest_of(folder).changed(**changes)
+    write_manifest(folder, manifest)
+    assert written(folder)["schema_version"] == 5
+    assert Bundle.open(folder).manifest == manifest
+    assert manifest.changed(calibrations=(), speeds=()).schema_version == 2
+    edit_manifest(folder, schema_version=2)
+    assert "schema_version must be 5 for what it holds, found 2" in refusal(folder)
+
+
+@pytest.mark.parametrize("target", EIGHT_BIT_TARGETS, ids=str)
+def test_eight_bit_targets_need_schema_5(folder: Path, target: Target) -> None:
+    write_manifest(folder, with_target(manifest_of(folder), target))
+    assert written(folder)["schema_version"] == 5
+    assert Bundle.open(folder).targets == (PLAIN, target)
+    assert target.quantised
+    edit_manifest(folder, schema_version=4)
+    assert "schema_version must be 5 for what it holds, found 4" in refusal(folder)
+
+
+def test_the_eight_bit_targets_have_the_agreed_names() -> None:
+    assert list(map(str, EIGHT_BIT_TARGETS)) == [
+        "onnx-int8",
+        "onnx-int8-fp16",
+        "onnx-fp8-fp16",
+        "tensorrt-int8-fp16",
+        "tensorrt-fp8-fp16",
+    ]
+    assert [Target.parse(str(target)) for target in EIGHT_BIT_TARGETS] == list(EIGHT_BIT_TARGETS)
+    assert Target("openvino", "int8").quantised
+    assert not any(Target.parse(name).quantised for name in ("onnx-fp16", "openvino-bf16", "tensorrt-fp32"))
+
+
+def test_a_target_that_does_not_exist_is_refused(folder: Path) -> None:
+    changed = [{**entry, "precision": "int8-fp16", "backend": "openvino"} for entry in artefacts(folder)]
+    edit_manifest(folder, artefacts=[*artefacts(folder), *changed])
+    assert "target openvino-int8-fp16 must be one of onnx-fp32, " in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr_ms": 0}, {"hr_ms": -1}, {"cores": 0}, {"device": "npu"}, {"cpu": ""}]
+)
+def test_a_speed_that_cannot_be_is_refused(folder: Path, change: dict[str, object]) -> None:
+    entry = {**SPEED.model_dump(mode="json"), **change}
+    edit_manifest(folder, schema_version=5, speeds=[entry])
+    assert f"speeds.0.{next(iter(change))}: " in refusal(folder)
+
+
+def test_new_graphs_of_a_target_cost_it_its_speeds_alone(folder: Path) -> None:
+    other = SPEED.model_copy(update={"target": "onnx-int8"})
+    manifest = with_target(manifest_of(folder), Target("onnx", "int8")).changed(speeds=(SPEED, other))
+    assert manifest.changed(name="renamed").speeds == (SPEED, other)
+    rebuilt: tuple[Artefact, ...] = tuple(
+        a.model_copy(update={"sha256": "cd" * 32}) if a.precision == "int8" and a.role == "encode" else a
+        for a in manifest.artefacts
+    )
+    assert manifest.changed(artefacts=rebuilt).speeds == (SPEED,)
+    assert manifest.changed(artefacts=rebuilt, speeds=(other,)).speeds == (other,)
+    assert manifest.changed(artefacts=manifest.artefacts[:3]).speeds == (SPEED,)

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
+from scipy.spatial import distance
 from scipy.stats import kendalltau
 from tiny_run import tiny_tree
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ from s3clip_runtime.errors import BackendError, DataError
 from s3clip_runtime.inference import gate, measure
 from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.clips import spread_indices
-from s3clip_runtime.inference.manifest import PLAIN, Manifest, Precision, Role, Target
+from s3clip_runtime.inference.manifest import PLAIN, TARGETS, Manifest, Precision, Role, Target
 from s3clip_runtime.inference.records import sha256_file
 from s3clip_runtime.inference.reference import Reference, read_reference, write_reference
 from s3clip_runtime.inference.spec import FRAME_SIZE, LR_SIZE, SR_SIZE
@@ -285,6 +287,26 @@ def test_agreements_equal_slow_and_foreign_ones() -> None:
     shared = [len(set(np.argsort(-ours[i])[:3]) & set(np.argsort(-theirs[i])[:3])) / 3 for i in rows]
     assert gate.top_agreement(ours, theirs, 3) == pytest.approx(np.mean(shared))
     assert gate.kendall_tau(ours, ours) == 1.0
+
+
+def test_centred_cosines_see_what_a_common_part_hides() -> None:
+    rng = np.random.default_rng(5)
+    common = 50 * rng.normal(size=7)  # what all people share
+    own = rng.normal(size=(20, 7))
+    own -= own.mean(axis=0)
+    error = 0.3 * rng.normal(size=(20, 7))
+    expected, found = ((3 * (common + part)).astype(np.float32) for part in (own, own + error))
+    truth = [1 - distance.cosine(mine, theirs) for mine, theirs in zip(own, own + error, strict=True)]
+    np.testing.assert_allclose(gate.centred_cosines(expected, found), truth, atol=1e-5)
+    assert gate.cosines(expected, found).min() > 0.9999 > 0.99 > gate.centred_cosines(expected, found).min()
+    np.testing.assert_allclose(gate.centred_cosines(expected, expected), 1, atol=1e-12)
+    assert gate.centred_cosines(expected, found).dtype == np.float64
+
+
+def test_all_eight_bit_targets_have_one_table_of_bounds() -> None:
+    quantised = [target.precision for target in TARGETS if target.quantised]
+    assert all(gate.BOUNDS[precision] is gate.BOUNDS["int8"] for precision in quantised)
+    assert set(gate.BOUNDS) == set(get_args(Precision))
 
 
 def test_near_ties_are_no_disagreement_and_others_are() -> None:

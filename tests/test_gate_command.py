@@ -21,7 +21,7 @@ from s3clip_export.switch.picture import draw_switch
 from s3clip_runtime.cli.errors import Group
 from s3clip_runtime.inference import spec
 from s3clip_runtime.inference.bundle import Bundle, write_manifest
-from s3clip_runtime.inference.manifest import Interval
+from s3clip_runtime.inference.evidence import Interval
 
 PROGRAM = Group(name="s3clip-bench", commands={"gate": gate})
 """What the command is added to: it makes errors one line."""

@@ -28,7 +28,8 @@ from s3clip_export.tensorrt.operators import operator_types, unsupported_operato
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import cuda
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
-from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Proof, Role, Target
+from s3clip_runtime.inference.evidence import Proof
+from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Role, Target
 from s3clip_runtime.inference.records import sha256_file
 
 rtx = pytest.mark.rtx

@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from s3clip_runtime.inference import spec
 from s3clip_runtime.inference.bundle import write_manifest
-from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Proof, Role
+from s3clip_runtime.inference.evidence import Proof
+from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Role
 from s3clip_runtime.inference.records import sha256_file
 
 WIDTH = 6

@@ -15,7 +15,8 @@ from s3clip_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from s3clip_export.origin import Origin
-    from s3clip_runtime.inference.manifest import Proof, Target
+    from s3clip_runtime.inference.evidence import Proof
+    from s3clip_runtime.inference.manifest import Target
 
 _PATH = click.Path(path_type=Path)
 

@@ -6,13 +6,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from s3clip_export.int8 import write_int8
-from s3clip_export.replace import replaced_bundle
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends.openvino import openvino_problem
 from s3clip_runtime.inference.bundle import Bundle, write_manifest
+from s3clip_runtime.inference.evidence import Proof
 from s3clip_runtime.inference.gate import broken_bounds, check_reference
-from s3clip_runtime.inference.manifest import PLAIN, Artefact, Manifest, Proof, Target
+from s3clip_runtime.inference.manifest import PLAIN, Artefact, Manifest, Target
 from s3clip_runtime.inference.records import sha256_file
+from s3clip_runtime.inference.replace import replaced_bundle
 
 BF16 = Target("openvino", "bf16")
 INT8 = Target("openvino", "int8")

@@ -29,7 +29,8 @@ from s3clip_export.tensorrt.engines import add_fp16_engines, open_tensorrt
 from s3clip_export.tiers import add_tiers, check_tiers
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
-from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Proof, Role, Target
+from s3clip_runtime.inference.evidence import Proof
+from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Role, Target
 from s3clip_runtime.inference.records import sha256_file
 from s3clip_runtime.inference.reference import write_reference
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from s3clip.evaluation.plots import MARKERS, data_uri
 from s3clip_export.proof.bisect import BlockError
+from s3clip_runtime.inference.evidence import Proof
 from s3clip_runtime.inference.gate import AT_LEAST, figures
-from s3clip_runtime.inference.manifest import Manifest, Proof, Role, Target
+from s3clip_runtime.inference.manifest import Manifest, Role, Target
 
 TEMPLATE = "report.html.j2"
 

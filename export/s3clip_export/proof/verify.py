@@ -26,8 +26,9 @@ from s3clip_export.proof.bisect import BlockError, block_errors, first_fault
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip, spread_indices
+from s3clip_runtime.inference.evidence import Interval, Proof
 from s3clip_runtime.inference.gate import broken_bounds, compare, cosines, first_stage
-from s3clip_runtime.inference.manifest import Interval, Proof, Role, Target
+from s3clip_runtime.inference.manifest import Role, Target
 from s3clip_runtime.inference.measure import measure_apart, relative_error
 from s3clip_runtime.inference.ranking import paired_bootstrap
 from s3clip_runtime.inference.reference import Reference, write_reference

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from s3clip.datasets import Protocol, Tracklet
 from s3clip.evaluation.evaluate import rank_protocol
 from s3clip_runtime.errors import ConfigError, DataError
-from s3clip_runtime.inference.manifest import HeightBucket, Interval
+from s3clip_runtime.inference.evidence import HeightBucket, Interval
 from s3clip_runtime.inference.ranking import paired_bootstrap
 
 MIN_PEOPLE = 20

@@ -26,7 +26,8 @@ from s3clip_runtime.inference.backends.cuda import gpu
 from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.clips import Clip, spread_indices
 from s3clip_runtime.inference.embedder import Embedder
-from s3clip_runtime.inference.manifest import Switch, Target
+from s3clip_runtime.inference.evidence import Switch
+from s3clip_runtime.inference.manifest import Target
 
 CLIPS_AT_ONCE = 8
 """As many as the embedder takes in one pass."""

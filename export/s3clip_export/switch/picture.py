@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from s3clip_runtime.errors import SinkError
-from s3clip_runtime.inference.manifest import HeightBucket, Interval, Switch
+from s3clip_runtime.inference.evidence import HeightBucket, Interval, Switch
 
 _KINDS = (".png", ".svg", ".pdf")
 _SIDE = 0.12

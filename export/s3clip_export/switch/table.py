@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from s3clip_export.switch.buckets import MIN_PEOPLE, is_useless
-from s3clip_runtime.inference.manifest import HeightBucket, Interval, Switch
+from s3clip_runtime.inference.evidence import HeightBucket, Interval, Switch
 
 
 def describe(switch: Switch) -> str:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import cast, get_args
 
 from s3clip.datasets.sizes import cache_home
-from s3clip_export.replace import replaced_bundle
 from s3clip_export.tensorrt.build import WORKSPACE_BYTES, EngineReport, TensorRT, build_engine
 from s3clip_export.tensorrt.layers import check_precisions
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import cuda
 from s3clip_runtime.inference.bundle import Bundle, write_manifest
+from s3clip_runtime.inference.evidence import Proof
 from s3clip_runtime.inference.gate import broken_bounds, check_reference
-from s3clip_runtime.inference.manifest import Artefact, Engine, Manifest, Precision, Proof, Role, Target
+from s3clip_runtime.inference.manifest import Artefact, Engine, Manifest, Precision, Role, Target
 from s3clip_runtime.inference.records import sha256_file
+from s3clip_runtime.inference.replace import replaced_bundle
 from s3clip_runtime.inference.spec import BATCH_PROFILE, CLIPS_PROFILE
 
 ENGINES = Target("tensorrt", "fp16")

@@ -15,7 +15,7 @@ from s3clip_runtime.cli.errors import Command
 if TYPE_CHECKING:
     from s3clip_runtime.doctor.finding import Finding
     from s3clip_runtime.doctor.machine import Machine
-    from s3clip_runtime.inference.manifest import Proof
+    from s3clip_runtime.inference.evidence import Proof
 
 _MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 _INDENT = " " * 9

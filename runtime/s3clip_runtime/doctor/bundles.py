@@ -11,7 +11,8 @@ from s3clip_runtime.doctor.machine import Machine
 from s3clip_runtime.errors import BundleError, S3ClipError
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.cpus import lacking_instructions
-from s3clip_runtime.inference.manifest import Engine, Proof, Target
+from s3clip_runtime.inference.evidence import Proof
+from s3clip_runtime.inference.manifest import Engine, Target
 
 Check = tuple[Target, str]
 """A target and the device that it is to run on."""

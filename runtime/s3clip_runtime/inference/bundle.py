@@ -106,8 +106,9 @@ def attachment_of(path: Path) -> Attachment:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into `folder`. Raises as `write_record`."""
-    # Runtimes of schema 2 refuse the key, also where it holds nothing.
-    write_record(folder / MANIFEST_FILE, manifest, without={"switch"} if manifest.switch is None else ())
+    # Runtimes of older schemas refuse these keys, also where they hold nothing.
+    empty = {name for name in ("switch", "calibrations", "speeds") if not getattr(manifest, name)}
+    write_record(folder / MANIFEST_FILE, manifest, without=empty)
 
 
 def _check_contract(folder: Path, built: Contract) -> None:

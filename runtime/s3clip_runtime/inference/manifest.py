@@ -9,9 +9,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     JsonValue,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     StringConstraints,
     model_validator,
@@ -19,6 +17,7 @@ from pydantic import (
 
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference import spec
+from s3clip_runtime.inference.evidence import Proof, Speed, Switch
 from s3clip_runtime.inference.records import Record
 
 SCHEMA_VERSION: Final = 2
@@ -28,12 +27,25 @@ SWITCH_SCHEMA_VERSION: Final = 3
 TIERS_SCHEMA_VERSION: Final = 4
 """Of a manifest with OpenVINO's targets, or with a switch that tells the interval of its cost."""
 
-SCHEMA_VERSIONS: Final = (SCHEMA_VERSION, SWITCH_SCHEMA_VERSION, TIERS_SCHEMA_VERSION)
+EIGHT_BIT_SCHEMA_VERSION: Final = 5
+"""Of a manifest with a target of `EIGHT_BIT_TARGETS`, a calibration or a speed."""
+
+SCHEMA_VERSIONS: Final = (
+    SCHEMA_VERSION,
+    SWITCH_SCHEMA_VERSION,
+    TIERS_SCHEMA_VERSION,
+    EIGHT_BIT_SCHEMA_VERSION,
+)
 """All that are read here."""
 
 Role = Literal["enhance", "patchify", "encode"]
 Backend = Literal["onnx", "tensorrt", "openvino"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8-fp16"]
+"""Of the arithmetic. Those with a hyphen name the 8 bits of what is quantised, and what all else is in."""
+
+QUANTISED: Final[frozenset[Precision]] = frozenset({"int8", "int8-fp16", "fp8-fp16"})
+"""Precisions of 8 bits: smaller, but faster only where a machine has been seen to be."""
+
 AttachmentRole = Literal["reference", "report", "range_audit"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -46,6 +58,11 @@ class Target(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.backend}-{self.precision}"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether its precision is one of `QUANTISED`."""
+        return self.precision in QUANTISED
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -63,6 +80,15 @@ class Target(NamedTuple):
 PLAIN: Final = Target("onnx", "fp32")
 """The graphs that every bundle holds, and that all others are made from."""
 
+EIGHT_BIT_TARGETS: Final = (
+    Target("onnx", "int8"),
+    Target("onnx", "int8-fp16"),
+    Target("onnx", "fp8-fp16"),
+    Target("tensorrt", "int8-fp16"),
+    Target("tensorrt", "fp8-fp16"),
+)
+"""Graphs with explicit QuantizeLinear and DequantizeLinear, made with a `Calibration`, and their engines."""
+
 TARGETS: Final = (
     PLAIN,
     Target("onnx", "fp16"),
@@ -70,6 +96,7 @@ TARGETS: Final = (
     Target("tensorrt", "fp16"),
     Target("openvino", "bf16"),
     Target("openvino", "int8"),
+    *EIGHT_BIT_TARGETS,
 )
 """All that a bundle may hold. OpenVINO's share files with `PLAIN`: they say what computes them, and in which
 precision."""
@@ -123,6 +150,28 @@ class Artefact(Record):
         return Target(self.backend, self.precision)
 
 
+class Calibration(Record):
+    """How the graphs of one 8-bit target were made.
+
+    Attributes:
+        target: name of the `Target`.
+        data: name of the data set's folder.
+        seed: of the choice of tracklets.
+        tracklets: names of those that the ranges came from, in the order of choice.
+        method: how a range was taken from what was observed; "dynamic": not at all, it is found in every run.
+        smoothing: exponent of the migration of scales from activations to weights; None: none was done.
+        kept: layers that stay in the higher precision, by graph.
+    """
+
+    target: str
+    data: str
+    seed: NonNegativeInt
+    tracklets: tuple[str, ...]
+    method: Literal["dynamic", "max", "percentile", "mse", "entropy"]
+    smoothing: FiniteFloat | None
+    kept: dict[Role, tuple[str, ...]]
+
+
 class Contract(Record):
     """The numbers of `inference.spec` that the graphs were built for. Sizes are (height, width)."""
 
@@ -156,117 +205,6 @@ class Contract(Record):
         )
 
 
-class Interval(Record):
-    """A measured value and the ends of its 95 % confidence interval."""
-
-    value: FiniteFloat
-    low: FiniteFloat
-    high: FiniteFloat
-
-
-class Proof(Record):
-    """How close the graphs of one target came to the PyTorch model, and the bounds they had to hold.
-
-    Attributes:
-        target: name of the `Target`.
-        device: where it was measured, with the GPU's name.
-        stages: stage to its error when it is fed with the reference's own input. `frames`: share of clips
-            whose frames the runtime would choose otherwise; `pixels`: largest difference of resized crops,
-            of 1; the graphs: largest error as a share of the output's largest absolute value.
-        cosine_mean: of PyTorch's and the graphs' embeddings; also their 1st percentile and minimum.
-        max_abs_error: of embedding elements.
-        top1_agreement: share of tracklets whose nearest neighbour is the same one; for `top10_agreement`
-            the share of the ten nearest that both have.
-        kendall_tau: mean rank correlation of all other tracklets' similarities, tau-b.
-        rank1_change: the graphs' Rank-1 minus PyTorch's in [-1, 1], None where the data has no protocol.
-        map_change: as `rank1_change` for mAP.
-        bounds: figure to the value that it had to reach or stay below.
-    """
-
-    target: str
-    device: str
-    tracklets: PositiveInt
-    crops: PositiveInt
-    stages: dict[str, FiniteFloat]
-    cosine_mean: FiniteFloat
-    cosine_p1: FiniteFloat
-    cosine_min: FiniteFloat
-    max_abs_error: FiniteFloat
-    top1_agreement: FiniteFloat
-    top10_agreement: FiniteFloat
-    kendall_tau: FiniteFloat
-    rank1_change: Interval | None
-    map_change: Interval | None
-    bounds: dict[str, FiniteFloat]
-
-
-class HeightBucket(Record):
-    """LR tracklets whose clip's median crop height lies above `low_px` and at or below `high_px`.
-
-    `with` and `without` compare two rules that differ in this bucket alone: super-resolution up to
-    `high_px`, and up to `low_px`. Both hold for queries and gallery alike.
-
-    Attributes:
-        tracklets: LR ones of this height.
-        people: identities with a query that the bucket touches: it or a right answer of it has this height.
-        queries: those queries, of all protocols.
-        rank1_with, rank1_without, map_with, map_without: means over these people, each the mean over the
-            queries of one, in [0, 1].
-        rank1_change, map_change: with minus without, with its bootstrap interval over people.
-        ms_with, ms_without: time a tracklet takes, from its crops to its embedding.
-        ms_change: with minus without, with its bootstrap interval over batches; None in a bundle that was
-            measured before there was one.
-    """
-
-    low_px: NonNegativeFloat
-    high_px: PositiveFloat
-    tracklets: PositiveInt
-    people: PositiveInt
-    queries: PositiveInt
-    rank1_with: FiniteFloat
-    rank1_without: FiniteFloat
-    map_with: FiniteFloat
-    map_without: FiniteFloat
-    rank1_change: Interval
-    map_change: Interval
-    ms_with: PositiveFloat
-    ms_without: PositiveFloat
-    ms_change: Interval | None = None
-
-
-class Switch(Record):
-    """Up to which height of a person super-resolution is worth its time, and how that was measured.
-
-    Attributes:
-        max_height_px: LR clips whose median crop height is above are not enhanced; 0: none is, None: all are.
-        min_gain: gain of mAP in [0, 1] that had to be possible for super-resolution to stay on.
-        data: name of the data set. `synthetic`: its crops were drawn by s3clip itself.
-        tracklets, queries: of the whole measurement, HR ones included.
-        target: name of the `Target` that ran. `device`: where, with the GPU's name.
-        buckets: from the smallest heights to the tallest, without gaps.
-    """
-
-    max_height_px: NonNegativeFloat | None
-    min_gain: FiniteFloat
-    data: str
-    synthetic: bool
-    tracklets: PositiveInt
-    queries: PositiveInt
-    target: str
-    device: str
-    created: AwareDatetime
-    buckets: Annotated[tuple[HeightBucket, ...], Field(min_length=1)]
-
-    @property
-    def rule(self) -> str:
-        """Which LR clips are super-resolved, a clause for a sentence."""
-        if self.max_height_px is None:
-            return "LR clips of every height are super-resolved"
-        if self.max_height_px == 0:
-            return "no clip is super-resolved"
-        return f"LR clips up to {self.max_height_px:g} px are super-resolved"
-
-
 class Attachment(Record):
     """A file that belongs to the bundle and is no graph. `file` is relative to the folder."""
 
@@ -282,10 +220,11 @@ class Manifest(Record):
     `training` holds the resolved config of the training run and its id. `proofs` has one entry a target; only
     while the exporter is still measuring one may be missing: `Bundle.open` refuses such a manifest.
     `attachments` are found by their role, like `report`. `switch` is missing where none was measured: see
-    `with_switch`.
+    `with_switch`. `calibrations` has one entry an 8-bit target that was made with data, `speeds` one for each
+    target on each machine that measured it.
     """
 
-    schema_version: Literal[2, 3, 4] = SCHEMA_VERSION
+    schema_version: Literal[2, 3, 4, 5] = SCHEMA_VERSION
     name: str
     created: AwareDatetime
     s3clip_version: str
@@ -296,6 +235,8 @@ class Manifest(Record):
     proofs: tuple[Proof, ...]
     attachments: dict[AttachmentRole, Attachment] = Field(default_factory=dict)
     switch: Switch | None = None
+    calibrations: tuple[Calibration, ...] = ()
+    speeds: tuple[Speed, ...] = ()
 
     @model_validator(mode="after")
     def _version_fits_content(self) -> Manifest:
@@ -307,12 +248,24 @@ class Manifest(Record):
         return self
 
     def changed(self, **fields: object) -> Manifest:
-        """The manifest with other fields, and the schema version that they need."""
+        """The manifest with other fields, and the schema version that they need.
+
+        A target whose graphs become other ones loses its speeds, unless `speeds` are given.
+        """
         drafted = self.model_copy(update=fields)
+        if "speeds" not in fields:
+            valid = [one for one in self.speeds if self._graphs(one.target) == drafted._graphs(one.target)]
+            drafted = drafted.model_copy(update={"speeds": tuple(valid)})
         return drafted.model_copy(update={"schema_version": drafted._needed_version()})
+
+    def _graphs(self, target: str) -> dict[Role, Artefact]:
+        return {artefact.role: artefact for artefact in self.artefacts if str(artefact.target) == target}
 
     def _needed_version(self) -> int:
         """The oldest schema that can tell all of it: older runtimes read what they can obey."""
+        eight_bits = any(artefact.target in EIGHT_BIT_TARGETS for artefact in self.artefacts)
+        if eight_bits or self.calibrations or self.speeds:
+            return EIGHT_BIT_SCHEMA_VERSION
         buckets = () if self.switch is None else self.switch.buckets
         tiers = any(artefact.backend == "openvino" for artefact in self.artefacts)
         if tiers or any(bucket.ms_change is not None for bucket in buckets):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ _DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(float)": np.float32,
 }
+_FLOAT16: Final[frozenset[Precision]] = frozenset({"fp16", "int8-fp16", "fp8-fp16"})
+"""Precisions whose graphs hold float16."""
+
 _ERRORS_ONLY = 3
 """ONNX Runtime's log severity: errors and worse. Its warnings are about graph optimisation."""
 
@@ -65,7 +68,7 @@ class OrtSession:
         path: a self-contained ONNX file.
         device: "cpu" or "cuda". It is obeyed or refused; nothing falls back to another device.
         threads: CPU threads of one operator, >= 1; None takes all CPUs that this process may use.
-        precision: of the graph. On the CPU "fp16" is optimised less: see `_optimisation`.
+        precision: of the graph. On the CPU those with float16 are optimised less: see `_optimisation`.
 
     Raises:
         BackendError: onnxruntime is not installed, the device cannot be had, or the graph cannot be loaded.
@@ -260,7 +263,7 @@ def _optimisation(ort: ModuleType, device: str, precision: Precision) -> object:
     Its CPU provider crashes the process on float16 attention graphs if everything is enabled.
     """
     levels = ort.GraphOptimizationLevel
-    return levels.ORT_ENABLE_BASIC if device == "cpu" and precision == "fp16" else levels.ORT_ENABLE_ALL
+    return levels.ORT_ENABLE_BASIC if device == "cpu" and precision in _FLOAT16 else levels.ORT_ENABLE_ALL
 
 
 def _preload_cuda(ort: ModuleType) -> None:
