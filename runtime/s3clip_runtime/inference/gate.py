@@ -117,7 +117,7 @@ def compare(
         raise DataError(f"a ranking needs at least 2 tracklets, got {len(reference.clips)}; give more data")
     expected, found = reference.embeddings, measured.embeddings
     cosine = cosines(expected, found)
-    ours, theirs = _similarity(expected), _similarity(found)
+    ours, theirs = similarities(expected), similarities(found)
     return Proof(
         target=str(target),
         device=measured.device,
@@ -243,7 +243,8 @@ def kendall_tau(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float
     return float(np.mean(taus))
 
 
-def _similarity(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+def similarities(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Cosines of all pairs of unit vectors (N, D), float64 (N, N) with -inf on the diagonal."""
     wide = embeddings.astype(np.float64)
     similarity: NDArray[np.float64] = wide @ wide.T
     np.fill_diagonal(similarity, -np.inf)
