@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from tiny_bundle import DIM, HR_SCALE, LR_SCALE, embedding_of, manifest_of, tokens_of, write_tiny_bundle
 from tiny_graphs import perceptron, write_graph
 
-from s3clip_export.int8 import per_column, write_int8
+from s3clip_calib.columns import per_column, write_int8
 from s3clip_export.tiers import BF16, INT8, add_tiers
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference import targets

@@ -27,16 +27,16 @@ class Fidelity:
     Attributes:
         cosine_mean, cosine_min: of each clip's two embeddings.
         centred_mean, centred_min: the same after the mean of the float32 ones was taken from both.
-        top1: share of clips whose nearest neighbour is the same one.
-        tau: mean rank correlation of all others' similarities, tau-b.
+        top1_agreement: share of clips whose nearest neighbour is the same one.
+        kendall_tau: mean rank correlation of all others' similarities, tau-b.
     """
 
     cosine_mean: float
     cosine_min: float
     centred_mean: float
     centred_min: float
-    top1: float
-    tau: float
+    top1_agreement: float
+    kendall_tau: float
 
     @property
     def loss(self) -> float:
@@ -53,8 +53,8 @@ def fidelity(expected: NDArray[np.float32], found: NDArray[np.float32]) -> Fidel
         cosine_min=float(plain.min()),
         centred_mean=float(centred.mean()),
         centred_min=float(centred.min()),
-        top1=top_agreement(ours, theirs, 1),
-        tau=kendall_tau(ours, theirs),
+        top1_agreement=top_agreement(ours, theirs, 1),
+        kendall_tau=kendall_tau(ours, theirs),
     )
 
 

@@ -34,7 +34,8 @@ def quantise(
     Args:
         model: a float32 or float16 graph.
         layers: of `find_layers` of this graph, those to be changed; none gives an unchanged copy.
-        limits: activation to the largest absolute value that it shall represent.
+        limits: layer to the largest absolute value that its activation shall represent; layers that read the
+            same activation have the same.
         bits: "int8" or "fp8", which is E4M3.
     """
     made = _raised(model, bits, layers)
@@ -92,7 +93,7 @@ def _scales(
         columns = column_scales(weight, layer.out_axis, bits)
         wanted[layer.weight] = [{"axis": layer.out_axis, "scale": scale, **kept} for scale in columns]
         # Not below the smallest normal number of the type: smaller ones are inexact or zero.
-        scale = max(limits[layer.activation] / TOP[bits], float(np.finfo(weight.dtype).tiny))
+        scale = max(limits[layer.name] / TOP[bits], float(np.finfo(weight.dtype).tiny))
         wanted[layer.activation] = [{"scale": np.array(scale, weight.dtype), **kept}]
     return wanted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from s3clip_export.int8 import write_int8
+from s3clip_calib.columns import write_int8
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends.openvino import openvino_problem
 from s3clip_runtime.inference.bundle import Bundle, write_manifest

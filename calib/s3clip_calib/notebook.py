@@ -1,0 +1,68 @@
+"""What a calibration has measured so far, in a file beside the bundle: a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+
+from s3clip_calib.fidelity import Fidelity
+
+
+class Notebook:
+    """Measured layers by their type of bits. Use it as a context manager.
+
+    The file is deleted by `finish`; one of other settings, or whose last line was cut, is not believed.
+
+    Args:
+        path: of the file; its folder must exist.
+        key: tells the settings; what was measured under another key is dropped.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path = path
+        self._found: dict[str, dict[str, Fidelity]] = {}
+        self._read(key)
+        self._file = path.open("w", encoding="utf-8")
+        self._file.write(json.dumps({"key": key}) + "\n")
+        for bits, rows in self._found.items():
+            for layer, row in rows.items():
+                self._write(bits, layer, row)
+
+    def __enter__(self) -> Notebook:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def known(self, bits: str) -> dict[str, Fidelity]:
+        """Layers that were measured already."""
+        return dict(self._found.get(bits, {}))
+
+    def add(self, bits: str, layer: str, row: Fidelity) -> None:
+        """Note one, on the disk at once."""
+        self._found.setdefault(bits, {})[layer] = row
+        self._write(bits, layer, row)
+
+    def finish(self) -> None:
+        """All is done: the file goes."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, bits: str, layer: str, row: Fidelity) -> None:
+        self._file.write(json.dumps({"bits": bits, "layer": layer, "fidelity": asdict(row)}) + "\n")
+        self._file.flush()
+
+    def _read(self, key: str) -> None:
+        try:
+            first, *lines = self._path.read_text("utf-8").splitlines()
+            if json.loads(first) != {"key": key}:
+                return
+            for line in lines:
+                row = json.loads(line)
+                self._found.setdefault(row["bits"], {})[row["layer"]] = Fidelity(**row["fidelity"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # nothing yet, or a line that a kill cut in two: what was read before it holds

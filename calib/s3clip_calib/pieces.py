@@ -1,0 +1,90 @@
+"""A graph cut where it is narrow, so that what comes before a layer is computed once for all layers behind."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx.shape_inference
+import onnx.utils
+
+from s3clip_calib.layers import Layer
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some layers in a row.
+
+    Attributes:
+        layers: of this piece.
+        before: graph from the last cut to this one; None for the first piece.
+        rest: graph from this cut to the outputs; it holds the layers.
+        cut: tensor that `before` gives and `rest` takes in the place of `stream`.
+    """
+
+    layers: tuple[Layer, ...]
+    before: onnx.ModelProto | None
+    rest: onnx.ModelProto
+    cut: str
+
+
+def pieces(model: onnx.ModelProto, layers: Sequence[Layer], stream: str) -> Iterator[Piece]:
+    """The pieces of a graph in order; each layer is in one of them.
+
+    Args:
+        model: the graph.
+        layers: of `find_layers`, in its order.
+        stream: the graph's input that everything but side inputs depends on.
+    """
+    model = onnx.shape_inference.infer_shapes(model)
+    extractor = onnx.utils.Extractor(model)
+    sides = [value.name for value in model.graph.input if value.name != stream]
+    outputs = [value.name for value in model.graph.output]
+    before: onnx.ModelProto | None = None
+    cut = stream
+    for part, following in _parts(model, layers, stream):
+        yield Piece(part, before, extractor.extract_model([cut, *sides], outputs), cut)
+        if following is not None:
+            before = extractor.extract_model([cut, *sides], [following])
+            cut = following
+
+
+def _parts(
+    model: onnx.ModelProto, layers: Sequence[Layer], stream: str
+) -> Iterator[tuple[tuple[Layer, ...], str | None]]:
+    """Layers between two cuts, and the tensor of the cut behind them."""
+    known = {layer.name: layer for layer in layers}
+    narrow = dict(_narrow(model, stream))
+    part: list[Layer] = []
+    waiting: str | None = None
+    for position, node in enumerate(model.graph.node):
+        layer = known.get(node.name)
+        if layer is not None:
+            if part and waiting is not None:
+                yield tuple(part), waiting
+                part = []
+            waiting = None
+            part.append(layer)
+        if position in narrow:
+            waiting = narrow[position]
+    if part:
+        yield tuple(part), None
+
+
+def _narrow(model: onnx.ModelProto, stream: str) -> Iterator[tuple[int, str]]:
+    """Positions of nodes after which one tensor alone carries all that depends on `stream`."""
+    nodes = model.graph.node
+    last = {name: position for position, node in enumerate(nodes) for name in node.input}
+    outputs = {value.name for value in model.graph.output}
+    alive: set[str] = {stream}
+    for position, node in enumerate(nodes):
+        if _reads(node, alive):
+            alive |= {name for name in node.output if name}
+        alive = {name for name in alive if last.get(name, -1) > position or name in outputs}
+        if len(alive) == 1 and not alive & outputs:
+            yield position, next(iter(alive))
+
+
+def _reads(node: onnx.NodeProto, alive: Collection[str]) -> bool:
+    return any(name in alive for name in node.input)
