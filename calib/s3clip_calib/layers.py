@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -46,21 +46,19 @@ class Layer:
 
 
 def find_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
-    """The layers of a graph in its order. Weights that several nodes share, and stacks of matrices, are left out."""
+    """The layers of a graph in its order; products with a stack of matrices are none."""
     graph = model.graph
     constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     readers = Counter(name for node in graph.node for name in node.input)
     found: list[Layer] = []
     for node in graph.node:
         axes = _axes(node, constants)
-        if axes is not None and readers[node.input[1]] == 1 and node.input[0] not in constants:
+        if axes is not None and node.input[0] not in constants:
             shape = constants[node.input[1]]
             found.append(Layer(node.name, node.input[0], node.input[1], shape, *axes, None))
-    norms = _norms(model, {layer.name for layer in found})
-    return tuple(
-        Layer(o.name, o.activation, o.weight, o.shape, o.out_axis, o.in_axis, norms.get(o.activation))
-        for o in found
-    )
+    # A weight with two readers would be scaled twice.
+    norms = _norms(model, {layer.name for layer in found if readers[layer.weight] == 1})
+    return tuple(replace(layer, norm=norms.get(layer.activation)) for layer in found)
 
 
 def _axes(node: onnx.NodeProto, constants: dict[str, tuple[int, ...]]) -> tuple[int, int] | None:

@@ -117,8 +117,13 @@ def _no_ranges(tensors: Collection[str]) -> Any:
 
 
 def _give_back(made: onnx.ModelProto, model: onnx.ModelProto, changed: Collection[str]) -> None:
-    """All nodes but the layers, and the outputs, read again what they read before."""
+    """All nodes but the layers read again what they read before, also a weight that they share with a layer."""
     before = {node.name: node for node in model.graph.node}
     for node in made.graph.node:
         if node.name in before and node.name not in changed:
             node.input[:] = before[node.name].input
+    kept = {tensor.name for tensor in made.graph.initializer}
+    read = {name for node in made.graph.node for name in node.input}
+    made.graph.initializer.extend(
+        tensor for tensor in model.graph.initializer if tensor.name in read and tensor.name not in kept
+    )
