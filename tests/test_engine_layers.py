@@ -36,11 +36,11 @@ OLD_LOG = (
 
 def test_layers_of_the_build_log() -> None:
     assert layers_from_log(RTX_LOG) == (
-        Layer("__mye1_0", "shape_call", (), ()),
-        Layer("conv_myl0_2", "correlation", ("fp16",), ("node_Conv", "cast0")),
+        Layer("__mye1_0", "shape_call", (), (), ()),
+        Layer("conv_myl0_2", "correlation", ("fp16",), ("fp16",), ("node_Conv", "cast0")),
     )
     assert layers_from_log(OLD_LOG) == (
-        Layer("/ff/MatMul_myl0_7", "gemm", ("fp16", "fp32"), ("/ff/MatMul",)),
+        Layer("/ff/MatMul_myl0_7", "gemm", ("fp16",), ("fp16", "fp32"), ("/ff/MatMul",)),
     )
 
 
@@ -65,7 +65,7 @@ def test_layers_of_the_inspector(kind: dict[str, str], expected: str) -> None:
         "Metadata": "[ONNX Layer: conv]\x1e[ONNX Layer: relu]",
     }
     (layer,) = layers_from_inspector(json.dumps({"Layers": [entry], "Bindings": ["x", "y"]}))
-    assert layer == Layer("conv + relu", "CaskConvolution", (expected,), ("conv", "relu"))
+    assert layer == Layer("conv + relu", "CaskConvolution", ("fp32",), (expected,), ("conv", "relu"))
     assert layer.is_product
 
 
@@ -83,11 +83,11 @@ def test_a_log_of_another_form_is_refused() -> None:
 
 
 def products(half: int, single: int) -> list[Layer]:
-    halves = [Layer(f"h{i}", "gemm", ("fp16",), (f"half_{i}",)) for i in range(half)]
+    halves = [Layer(f"h{i}", "gemm", ("fp16",), ("fp16",), (f"half_{i}",)) for i in range(half)]
     return [
         *halves,
-        *(Layer(f"s{i}", "runtime_fusion", ("fp32",), (f"single_{i}",)) for i in range(single)),
-        Layer("norm", "kgen", ("fp32", "fp16"), ("norm",)),
+        *(Layer(f"s{i}", "runtime_fusion", ("fp32",), ("fp32",), (f"single_{i}",)) for i in range(single)),
+        Layer("norm", "kgen", ("fp32",), ("fp32", "fp16"), ("norm",)),
     ]
 
 
