@@ -22,12 +22,13 @@ from s3clip_runtime.bench.cold import cold_start
 from s3clip_runtime.bench.crops import gather, noise_clip
 from s3clip_runtime.bench.galleries import made_gallery, measure_gallery, unit_vectors
 from s3clip_runtime.bench.load import LoadMeter, busy_cpu_s, descendants
-from s3clip_runtime.bench.machine import cpu_model, fingerprint, isa, memory_bytes
+from s3clip_runtime.bench.machine import fingerprint, isa, memory_bytes
 from s3clip_runtime.bench.plots import pareto_front
 from s3clip_runtime.bench.rounds import Samples, interleave, order
 from s3clip_runtime.errors import BackendError, ConfigError
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import is_hr_tracklet
+from s3clip_runtime.inference.cpus import cpu_flags, cpu_model
 from s3clip_runtime.inference.manifest import PLAIN, Target
 
 BUSY = "import time\nwhile True: time.process_time()"
@@ -191,6 +192,7 @@ def test_the_fingerprint_of_an_x86_machine(tmp_path: Path) -> None:
     )
     assert cpu_model(tmp_path) == "Some CPU @ 2 GHz"
     assert isa(tmp_path) == ("avx2", "avx512f", "avx512_bf16", "amx_int8")
+    assert cpu_flags(tmp_path) == {"fpu", "avx2", "avx512f", "amx_int8", "avx512_bf16"}
     assert memory_bytes(tmp_path) == 15963 * 1024
 
 
@@ -199,6 +201,7 @@ def test_the_fingerprint_of_a_board(tmp_path: Path) -> None:
     (tmp_path / "proc/device-tree/model").write_bytes(b"NVIDIA Jetson Orin NX\0")
     assert cpu_model(tmp_path) == "NVIDIA Jetson Orin NX"
     assert isa(tmp_path) == ("asimd", "asimdhp", "asimddp")
+    assert cpu_flags(tmp_path) == {"fp", "asimd", "asimdhp", "asimddp"}
 
 
 def test_what_cannot_be_read_is_left_open(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from made_reports import made_report, stage_row
 from street import Street
-from tiny_bundle import manifest_of, write_tiny_bundle
+from tiny_bundle import manifest_of, with_targets, write_tiny_bundle
 
 from s3clip_runtime.bench.cameras import camera_count, check_task
 from s3clip_runtime.bench.page import render
@@ -28,7 +28,7 @@ from s3clip_runtime.cli.bench import main
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.bundle import write_manifest
 from s3clip_runtime.inference.cpus import usable_cpus
-from s3clip_runtime.inference.manifest import Artefact, Engine
+from s3clip_runtime.inference.manifest import Target
 
 COMMAND = "from s3clip_runtime.cli.bench import main; main()"
 QUICK = ["--device", "cpu", "--rounds", "2", "--galleries", "100,300"]
@@ -37,23 +37,8 @@ QUICK = ["--device", "cpu", "--rounds", "2", "--galleries", "100,300"]
 def write_two_targets(folder: Path) -> Path:
     """The tiny bundle, its graphs once more as onnx-fp16, and engines that no CPU can run."""
     write_tiny_bundle(folder)
-    manifest = manifest_of(folder)
-    engine = Engine(
-        tensorrt="10.3", compute_capability="8.7", gpu="Orin", driver="540", onnx_sha256="ab" * 32,
-        profile=(1, 8, 64), inputs={}, outputs={},
-    )  # fmt: skip
-    more: list[Artefact] = []
-    for entry in manifest.artefacts:
-        name = entry.file.replace(".onnx", "-copy.onnx")
-        shutil.copy(folder / entry.file, folder / name)
-        more.append(entry.model_copy(update={"file": name, "precision": "fp16"}))
-        more.append(entry.model_copy(update={"backend": "tensorrt", "precision": "fp16", "engine": engine}))
-    proofs = [
-        manifest.proofs[0].model_copy(update={"target": target})
-        for target in ("onnx-fp32", "onnx-fp16", "tensorrt-fp16")
-    ]
-    changes = {"artefacts": (*manifest.artefacts, *more), "proofs": tuple(proofs)}
-    write_manifest(folder, manifest.model_copy(update=changes))
+    held = Target("onnx", "fp16"), Target("tensorrt", "fp16")
+    write_manifest(folder, with_targets(manifest_of(folder), *held))
     return folder
 
 
@@ -123,7 +108,9 @@ def test_pictures_lie_beside_the_report(measured: tuple[BenchReport, str, Path])
 
 @pytest.mark.slow
 def test_the_demos_own_bundle_agrees_with_pytorch(tmp_path: Path) -> None:
-    bundle = Path(__file__).parents[1] / "runtime/s3clip_runtime/demo/bundle"
+    bundle = shutil.copytree(
+        Path(__file__).parents[1] / "runtime/s3clip_runtime/demo/bundle", tmp_path / "bundle"
+    )
     words = ["run", str(bundle), "-o", str(tmp_path / "a.json"), "--clips", "1", "--threads", "1"]
     done = CliRunner().invoke(main, [*words, "--device", "cpu", "--rounds", "1", "--galleries", "10"])
     assert done.exit_code == 0, done.output

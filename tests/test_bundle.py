@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tiny_bundle import DIM, SPACE, WIDTH, edit_manifest, manifest_of, write_tiny_bundle
+from tiny_bundle import DIM, SPACE, WIDTH, edit_manifest, manifest_of, with_targets, write_tiny_bundle
 
 from s3clip_runtime.errors import BundleError, ConfigError
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
@@ -22,8 +22,6 @@ from s3clip_runtime.inference.manifest import (
     PLAIN,
     Artefact,
     Calibration,
-    Engine,
-    Manifest,
     Target,
 )
 from s3clip_runtime.inference.records import sha256_file
@@ -252,27 +250,11 @@ CALIBRATION = Calibration(
     target="onnx-int8", data="streets", seed=3, tracklets=("0004/g1", "0001/a2"), method="percentile",
     smoothing=0.5, kept={"enhance": (), "patchify": ("conv",), "encode": ("block-0", "block-3")},
 )  # fmt: skip
-ENGINE = Engine(
-    tensorrt="10.3", compute_capability="8.9", gpu="L4", driver="13.0", onnx_sha256="ab" * 32,
-    profile=(1, 8, 64), inputs={}, outputs={},
-)  # fmt: skip
 
 
 def written(folder: Path) -> dict[str, object]:
     found: dict[str, object] = json.loads((folder / "manifest.json").read_text())
     return found
-
-
-def with_target(manifest: Manifest, target: Target) -> Manifest:
-    """The plain graphs once more under another name."""
-    changes = {
-        "backend": target.backend,
-        "precision": target.precision,
-        "engine": ENGINE if target.backend == "tensorrt" else None,
-    }
-    more = tuple(a.model_copy(update=changes) for a in manifest.artefacts)
-    proof = manifest.proofs[0].model_copy(update={"target": str(target)})
-    return manifest.changed(artefacts=(*manifest.artefacts, *more), proofs=(*manifest.proofs, proof))
 
 
 def test_a_manifest_without_anything_of_schema_5_has_none_of_its_keys(folder: Path) -> None:
@@ -298,7 +280,7 @@ def test_calibrations_and_speeds_are_read_back_and_need_schema_5(
 
 @pytest.mark.parametrize("target", EIGHT_BIT_TARGETS, ids=str)
 def test_eight_bit_targets_need_schema_5(folder: Path, target: Target) -> None:
-    write_manifest(folder, with_target(manifest_of(folder), target))
+    write_manifest(folder, with_targets(manifest_of(folder), target))
     assert written(folder)["schema_version"] == 5
     assert Bundle.open(folder).targets == (PLAIN, target)
     assert target.quantised
@@ -336,7 +318,7 @@ def test_a_speed_that_cannot_be_is_refused(folder: Path, change: dict[str, objec
 
 def test_new_graphs_of_a_target_cost_it_its_speeds_alone(folder: Path) -> None:
     other = SPEED.model_copy(update={"target": "onnx-int8"})
-    manifest = with_target(manifest_of(folder), Target("onnx", "int8")).changed(speeds=(SPEED, other))
+    manifest = with_targets(manifest_of(folder), Target("onnx", "int8")).changed(speeds=(SPEED, other))
     assert manifest.changed(name="renamed").speeds == (SPEED, other)
     rebuilt: tuple[Artefact, ...] = tuple(
         a.model_copy(update={"sha256": "cd" * 32}) if a.precision == "int8" and a.role == "encode" else a

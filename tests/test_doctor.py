@@ -916,6 +916,21 @@ def test_openvino_targets_need_package_and_instructions() -> None:
     assert 'pip install "s3clip[openvino]"' in str(obstacle(Module(error=NOT_INSTALLED), ("avx512_bf16",)))
 
 
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [
+        ("onnx-fp32", "s3clip-export RUN -o box"),
+        ("onnx-fp16", "s3clip-export RUN -o box --fp16"),
+        ("openvino-int8", "s3clip-export tiers box --int8"),
+        ("tensorrt-int8-fp16", "s3clip-export engines box"),
+        ("onnx-int8", "s3clip-calib box DATA"),
+        ("onnx-fp8-fp16", "s3clip-calib box DATA"),
+    ],
+)
+def test_graphs_are_made_again_by_what_made_them(target: str, command: str) -> None:
+    assert bundles.export_command(Target.parse(target), Path("box")) == command
+
+
 def test_the_command_works_without_what_bundles_need(bundle_folder: Path) -> None:
     code = f"import sys; sys.modules['pydantic'] = None; {COMMAND[2]}"
     line = [sys.executable, "-c", code, "--bundle", str(bundle_folder)]

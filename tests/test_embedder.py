@@ -22,6 +22,7 @@ from tiny_bundle import (
     embedding_of,
     manifest_of,
     tokens_of,
+    with_targets,
     write_tiny_bundle,
 )
 
@@ -345,19 +346,9 @@ def test_probe_is_a_valid_graph_that_computes_relu() -> None:
 FP16, TRT16, TRT32 = Target("onnx", "fp16"), Target("tensorrt", "fp16"), Target("tensorrt", "fp32")
 
 
-class Held:
-    """As much of a bundle as the choice looks at."""
-
-    def __init__(self, *targets: Target) -> None:
-        self.targets = (PLAIN, *targets)
-
-    def artefact(self, role: str, target: Target) -> None:
-        if target not in self.targets:
-            raise BundleError(f"holds no {target}")
-
-
 def choose(
     patch: pytest.MonkeyPatch,
+    folder: Path,
     held: tuple[Target, ...],
     device: str,
     target: Target | None = None,
@@ -370,7 +361,9 @@ def choose(
     patch.setattr(
         targets, "choose_device", lambda asked: (probed, "probed") if asked == "auto" else (asked, "as asked")
     )
-    return choose_target(cast(Bundle, Held(*held)), device, target)
+    write_tiny_bundle(folder)
+    write_manifest(folder, with_targets(manifest_of(folder), *held))
+    return choose_target(Bundle.open(folder), device, target)
 
 
 @pytest.mark.parametrize(
@@ -385,9 +378,9 @@ def choose(
     ],
 )
 def test_a_device_takes_the_best_target_held(
-    monkeypatch: pytest.MonkeyPatch, held: tuple[Target, ...], device: str, expected: Target
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: tuple[Target, ...], device: str, expected: Target
 ) -> None:
-    choice = choose(monkeypatch, held, device)
+    choice = choose(monkeypatch, tmp_path, held, device)
     assert choice[:2] == (expected, device)
     assert choice.reason.startswith(f"as asked; {expected} is ")
 
@@ -404,6 +397,7 @@ def test_a_device_takes_the_best_target_held(
     ],
 )
 def test_auto_takes_an_engine_where_there_is_a_driver(
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     held: tuple[Target, ...],
     problem: str | None,
@@ -411,25 +405,27 @@ def test_auto_takes_an_engine_where_there_is_a_driver(
     expected: Target,
     device: str,
 ) -> None:
-    choice = choose(monkeypatch, held, "auto", problem=problem, probed=probed)
+    choice = choose(monkeypatch, tmp_path, held, "auto", problem=problem, probed=probed)
     assert choice[:2] == (expected, device)
     assert str(expected) in choice.reason
     assert ("tensorrt-fp16 is left unused: no driver" in choice.reason) == (problem is not None)
 
 
-def test_a_target_that_is_asked_for_is_obeyed_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_that_is_asked_for_is_obeyed_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = (FP16, TRT16)
-    assert choose(monkeypatch, held, "auto", TRT16)[:2] == (TRT16, "cuda")
-    assert choose(monkeypatch, held, "cuda", TRT16)[:2] == (TRT16, "cuda")
-    assert choose(monkeypatch, held, "auto", FP16)[:2] == (FP16, "cpu")
-    assert choose(monkeypatch, held, "cuda", PLAIN)[:2] == (PLAIN, "cuda")
-    assert choose(monkeypatch, held, "cpu", FP16) == (FP16, "cpu", "as asked; onnx-fp16 as asked")
+    assert choose(monkeypatch, tmp_path, held, "auto", TRT16)[:2] == (TRT16, "cuda")
+    assert choose(monkeypatch, tmp_path, held, "cuda", TRT16)[:2] == (TRT16, "cuda")
+    assert choose(monkeypatch, tmp_path, held, "auto", FP16)[:2] == (FP16, "cpu")
+    assert choose(monkeypatch, tmp_path, held, "cuda", PLAIN)[:2] == (PLAIN, "cuda")
+    assert choose(monkeypatch, tmp_path, held, "cpu", FP16) == (FP16, "cpu", "as asked; onnx-fp16 as asked")
     with pytest.raises(BackendError, match="target tensorrt-fp16 runs on cuda, not on cpu"):
-        choose(monkeypatch, held, "cpu", TRT16)
+        choose(monkeypatch, tmp_path, held, "cpu", TRT16)
     with pytest.raises(BundleError, match="holds no tensorrt-fp32"):
-        choose(monkeypatch, held, "auto", TRT32)
+        choose(monkeypatch, tmp_path, held, "auto", TRT32)
     with pytest.raises(BackendError, match="device 'tpu' is unknown; use auto, cpu or cuda"):
-        choose(monkeypatch, held, "tpu")
+        choose(monkeypatch, tmp_path, held, "tpu")
 
 
 def test_the_embedder_tells_target_and_reason(folder: Path) -> None:

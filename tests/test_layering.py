@@ -52,8 +52,9 @@ def test_the_probe_catches_a_banned_import() -> None:
     assert "numpy must not be imported here" in done.stderr
 
 
-def test_inference_knows_neither_gallery_nor_streams() -> None:
+def test_inference_knows_neither_gallery_nor_streams_nor_bench() -> None:
     for file in (ROOT / "runtime/s3clip_runtime/inference").rglob("*.py"):
         text = file.read_text("utf-8")
         assert "s3clip_runtime.streams" not in text
         assert "s3clip_runtime.gallery" not in text
+        assert "s3clip_runtime.bench" not in text

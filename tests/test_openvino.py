@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -24,8 +25,10 @@ from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.cpus import cpu_flags, lacking_instructions
 from s3clip_runtime.inference.embedder import Embedder
+from s3clip_runtime.inference.evidence import Speed
 from s3clip_runtime.inference.manifest import PLAIN, TARGETS, Precision, Target
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
+from s3clip_runtime.inference.speeds import Place, with_speeds
 
 TIERS = (BF16, INT8)
 AVX512 = {"avx512f", "avx512_bf16", "avx512_vnni"}
@@ -278,23 +281,38 @@ def test_a_bundle_embeds_as_numpy_does(tmp_path: Path, tier: Target) -> None:
         np.testing.assert_allclose(row, expected, atol=0.01)
 
 
-def test_auto_and_cpu_take_the_fastest_tier_that_runs(
+def test_auto_and_cpu_take_what_runs_and_int8_once_it_has_won(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On CPUs of three kinds; and what is not used is said with its reason."""
-    bundle = Bundle.open(tiered(tmp_path / "bundle"))
-    machines: list[tuple[set[str], Target]] = [(AVX512, INT8), ({"avx512_bf16"}, BF16), (set(), PLAIN)]
-    for device in ("auto", "cpu"):
-        for flags, expected in machines:
-            monkeypatch.setattr(
-                targets, "openvino_problem", lambda tier, flags=flags: lacking_instructions(tier, flags)
-            )
-            choice = targets.choose_target(bundle, device, None)
-            assert choice[:2] == (expected, "cpu")
-            assert str(expected) in choice.reason
-            for unused in TIERS:
-                left = lacking_instructions(unused.precision, flags) is not None
-                assert (f"{unused} is left unused: {unused.precision} needs a CPU" in choice.reason) == left
+    folder = tiered(tmp_path / "bundle")
+    unmeasured = Bundle.open(folder)
+    times_ms = zip((PLAIN, BF16, INT8), (30, 20, 10), strict=True)
+    won = [
+        Speed(
+            target=str(target), **Place.here("cpu")._asdict(), lr_ms=ms, hr_ms=ms,
+            measured=unmeasured.manifest.created,
+        )
+        for target, ms in times_ms
+    ]  # fmt: skip
+    write_manifest(folder, with_speeds(unmeasured.manifest, won))
+    measured = Bundle.open(folder)
+    machines: list[tuple[Bundle, set[str], Target]] = [
+        (unmeasured, AVX512, BF16),
+        (measured, AVX512, INT8),
+        (measured, {"avx512_bf16"}, BF16),
+        (measured, set(), PLAIN),
+    ]
+    for device, (bundle, flags, expected) in product(("auto", "cpu"), machines):
+        monkeypatch.setattr(
+            targets, "openvino_problem", lambda tier, flags=flags: lacking_instructions(tier, flags)
+        )
+        choice = targets.choose_target(bundle, device, None)
+        assert choice[:2] == (expected, "cpu")
+        assert str(expected) in choice.reason
+        for unused in TIERS:
+            left = lacking_instructions(unused.precision, flags) is not None
+            assert (f"{unused} is left unused: {unused.precision} needs a CPU" in choice.reason) == left
 
 
 def test_a_tier_is_obeyed_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from s3clip_runtime.inference import spec
 from s3clip_runtime.inference.bundle import write_manifest
 from s3clip_runtime.inference.evidence import Proof
-from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Role
+from s3clip_runtime.inference.manifest import PLAIN, Artefact, Contract, Engine, Manifest, Role, Target
 from s3clip_runtime.inference.records import sha256_file
 
 WIDTH = 6
@@ -108,6 +108,24 @@ def manifest_of(folder: Path) -> Manifest:
         training={"run": "none", "config": {"seed": 1}},
         proofs=(proof,),
     )
+
+
+def with_targets(manifest: Manifest, *targets: Target) -> Manifest:
+    """The manifest with the plain graphs once more under each of these names; engines open nowhere."""
+    engine = Engine(
+        tensorrt="10.3", compute_capability="8.7", gpu="Orin", driver="540", onnx_sha256="ab" * 32,
+        profile=(1, 8, 64), inputs={}, outputs={},
+    )  # fmt: skip
+    artefacts, proofs = list(manifest.artefacts), list(manifest.proofs)
+    for backend, precision in targets:
+        changes = {
+            "backend": backend,
+            "precision": precision,
+            "engine": engine if backend == "tensorrt" else None,
+        }
+        artefacts += [one.model_copy(update=changes) for one in manifest.artefacts if one.target == PLAIN]
+        proofs.append(manifest.proofs[0].model_copy(update={"target": str(Target(backend, precision))}))
+    return manifest.changed(artefacts=tuple(artefacts), proofs=tuple(proofs))
 
 
 def edit_manifest(folder: Path, **changes: Any) -> None:  # noqa: ANN401  any JSON, also wrong one

@@ -10,7 +10,7 @@ from typing import Final
 
 from s3clip_runtime.bench.records import Machine
 from s3clip_runtime.doctor.machine import read_machine
-from s3clip_runtime.inference.cpus import usable_cpus
+from s3clip_runtime.inference.cpus import cpu_flags, cpu_model, usable_cpus
 
 ISA: Final = (
     "avx2",
@@ -72,23 +72,10 @@ def cpu_name() -> str:
     return f"{cpu_model()}, {usable_cpus()} cores"
 
 
-def cpu_model(root: Path = Path("/")) -> str:
-    """The processor's name; on ARM, which tells none, the board's name."""
-    name = _cpu_field(root, "model name")
-    if name:
-        return name
-    with contextlib.suppress(OSError):
-        # The device tree ends its strings with a zero byte.
-        board = (root / "proc/device-tree/model").read_text("utf-8", errors="replace").strip("\0 \n")
-        if board:
-            return board
-    return "unknown CPU"
-
-
 def isa(root: Path = Path("/")) -> tuple[str, ...]:
     """Those of `ISA` that the processor has."""
-    words = (_cpu_field(root, "flags") or _cpu_field(root, "Features")).split()
-    return tuple(name for name in ISA if name in words)
+    flags = cpu_flags(root)
+    return tuple(name for name in ISA if name in flags)
 
 
 def memory_bytes(root: Path = Path("/")) -> int | None:
@@ -108,13 +95,3 @@ def versions() -> dict[str, str]:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 found.setdefault(package, importlib.metadata.version(name))
     return found
-
-
-def _cpu_field(root: Path, name: str) -> str:
-    """The first value of a field of /proc/cpuinfo, empty without one."""
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/cpuinfo").read_text("utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == name:
-                return value.strip()
-    return ""

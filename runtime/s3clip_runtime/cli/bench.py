@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import click
 
 from s3clip_runtime.cli.errors import Group
-from s3clip_runtime.errors import ConfigError, DataError
+from s3clip_runtime.errors import BundleError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from s3clip_runtime.bench.records import BenchReport
+    from s3clip_runtime.inference.bundle import Bundle
 
 _PATH = click.Path(path_type=Path)
 _DEVICE = click.option(
@@ -72,7 +73,8 @@ def run(
 ) -> None:
     """Measure all targets of BUNDLE that run here, in interleaved rounds. Takes minutes.
 
-    Writes a JSON report and pictures, prints one table. Ctrl-C writes nothing.
+    Writes a JSON report and pictures, prints one table. Ctrl-C writes nothing. How fast the targets were also
+    goes into BUNDLE: --device auto takes the fastest one on this machine from then on.
     """
     from s3clip_runtime.bench.measure import Choices, calls_of, find_lineup, measure
     from s3clip_runtime.bench.plots import check_installed
@@ -99,6 +101,7 @@ def run(
     write_report(output, report)
     click.echo("\n".join(lines(report)))
     click.echo(f"report: {output}", err=True)
+    _record(opened, report)
     _draw(report, plots or output.with_name(f"{output.stem}-plots"))
 
 
@@ -212,6 +215,19 @@ def _draw(report: BenchReport, folder: Path) -> None:
         click.echo(f"no pictures: {missing}", err=True)
     else:
         click.echo(f"pictures: {', '.join(map(str, draw(report, folder)))}", err=True)
+
+
+def _record(bundle: Bundle, report: BenchReport) -> None:
+    """Put the speeds into the bundle and say what that changes, or on standard error why it was not done."""
+    from s3clip_runtime.bench.speeds import record_speeds, speeds_of, winner_text
+
+    try:
+        speeds = speeds_of(report)
+        bundle = record_speeds(bundle, speeds)
+    except (BundleError, ConfigError) as error:
+        click.echo(f"the bundle keeps no speeds of this run: {error}", err=True)
+    else:
+        click.echo(winner_text(bundle, speeds))
 
 
 def _report_of(report: BenchReport, path: Path, space: str) -> BenchReport:

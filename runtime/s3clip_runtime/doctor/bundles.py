@@ -132,6 +132,8 @@ def export_command(target: Target, folder: Path) -> str:
         return f"s3clip-export engines {folder}"
     if target.backend == "openvino":
         return f"s3clip-export tiers {folder} --{target.precision}"
+    if target.quantised:
+        return f"s3clip-calib {folder} DATA"
     return f"s3clip-export RUN -o {folder}{' --fp16' * (target.precision == 'fp16')}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -47,8 +48,8 @@ def write_record(path: Path, record: Record, without: Collection[str] = ()) -> N
     except OSError as error:
         raise BundleError(f"{path}: cannot be written ({error.strerror}); check the folder") from error
     finally:
-        if path.parent.is_dir():
-            draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only file system refuses even to look for it
+            draft.unlink()
 
 
 def read_record(path: Path, kind: type[_R], *versions: int) -> _R:
