@@ -29,12 +29,12 @@ def quantise(
     keep: Collection[str] = (),
     activations: bool = True,
 ) -> tuple[str, ...]:
-    """Write a float16 graph with its products of constant weights in 8 bits; return their names.
+    """Write a float16 graph with its products with constant matrices in 8 bits; return their names.
 
     These products stand in float32 between two casts, with a scale a column of their weights.
 
     Args:
-        source: a float16 graph of MatMuls.
+        source: a float16 graph; no two of its MatMuls share a matrix.
         target: the file to write, opset 19.
         kind: of activations and weights.
         keep: names of products that stay float16.
@@ -50,7 +50,8 @@ def quantise(
     nodes: list[onnx.NodeProto] = []
     quantised: set[str] = set()
     for node in graph.node:
-        if node.op_type != "MatMul" or node.input[1] not in weights or node.name in keep:
+        weight = weights.get(node.input[1]) if node.op_type == "MatMul" else None
+        if weight is None or len(weight.dims) != 2 or node.name in keep:
             nodes.append(node)
             continue
         x, w = node.input
@@ -58,8 +59,8 @@ def quantise(
         if x not in quantised:
             quantised.add(x)
             nodes += _activation(x, activations)
-        graph.initializer.extend(_weight(weights[w], kind))
-        graph.initializer.remove(weights[w])
+        graph.initializer.extend(_weight(weight, kind))
+        graph.initializer.remove(weight)
         nodes += [
             helper.make_node("DequantizeLinear", [f"{w}_q", f"{w}_scale", f"{w}_zero"], [f"{w}_dq"], axis=1),
             helper.make_node("MatMul", [f"{x}_dq", f"{w}_dq"], [f"{y}_wide"], name=node.name),
