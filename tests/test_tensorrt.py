@@ -15,21 +15,24 @@ from typing import Any, get_args
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper
+from quantised_graphs import EightBits, quantise
 from tiny_graphs import perceptron, write_graph
 from tqdm import tqdm
 
+from s3clip_export.cli import main
 from s3clip_export.tensorrt import build as builder
 from s3clip_export.tensorrt import watch
 from s3clip_export.tensorrt.build import EngineReport, TensorRT, build_engine
-from s3clip_export.tensorrt.engines import add_engines, rebuild_engines
+from s3clip_export.tensorrt.engines import add_engines, open_tensorrt, rebuild_engines
 from s3clip_export.tensorrt.layers import check_precisions
 from s3clip_export.tensorrt.operators import operator_types, unsupported_operators
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import cuda
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
 from s3clip_runtime.inference.evidence import Proof
-from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Role, Target
+from s3clip_runtime.inference.manifest import Artefact, Contract, Manifest, Precision, Role, Target
 from s3clip_runtime.inference.records import sha256_file
 
 rtx = pytest.mark.rtx
@@ -153,9 +156,9 @@ def test_the_operator_table_names_what_the_parser_knows(trt: TensorRT) -> None:
     assert len(operator_types()) > 140
 
 
-def fake_gpu(monkeypatch: pytest.MonkeyPatch, problem: str | None) -> None:
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, problem: str | None, capability: str = "8.6") -> None:
     monkeypatch.setattr(cuda, "driver_problem", lambda: problem)
-    monkeypatch.setattr(cuda, "gpu", lambda: cuda.Gpu("NVIDIA Test", "8.6", "999.1"))
+    monkeypatch.setattr(cuda, "gpu", lambda: cuda.Gpu("NVIDIA Test", capability, "999.1"))
 
 
 def test_without_a_driver_tensorrt_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,9 +208,18 @@ def draft(folder: Path) -> Manifest:
     )
 
 
-def with_inspector(trt: TensorRT, kind: str) -> SimpleNamespace:
-    """TensorRT-RTX whose engines can be inspected, which a real one can only with a GPU."""
-    layer = {"Name": "l", "LayerType": "gemm", "Outputs": [{"Datatype": kind}], "Metadata": "[ONNX Layer: n]"}
+def with_inspector(trt: TensorRT, kind: str, taken: str | None = None) -> SimpleNamespace:
+    """TensorRT-RTX whose engines can be inspected, which a real one can only with a GPU.
+
+    They tell of one layer that has both products of `perceptron`, takes `taken` and writes `kind`.
+    """
+    layer = {
+        "Name": "l",
+        "LayerType": "gemm",
+        "Inputs": [{"Datatype": taken or kind}],
+        "Outputs": [{"Datatype": kind}],
+        "Metadata": "[ONNX Layer: first][ONNX Layer: second]",
+    }
     inspector = SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": [layer]}))
     engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda _: engine)
@@ -291,6 +303,121 @@ def test_a_bundle_gets_engines_on_the_machine_of_deployment(
         assert [p.target for p in bundle.manifest.proofs] == ["onnx-fp32", "onnx-fp16", "tensorrt-fp16"]
     assert seen == [("tensorrt-fp16", "cuda")] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def eight_bit_bundle(folder: Path, kind: EightBits) -> Path:
+    """`half_bundle` with 8-bit graphs of `enhance` and `patchify`; `encode` stays in float16."""
+    precision: Precision = "int8-fp16" if kind == "int8" else "fp8-fp16"
+    manifest = Bundle.open(half_bundle(folder)).manifest
+    quantised = []
+    for role in get_args(Role):
+        half = next(a for a in manifest.artefacts if a.role == role and a.precision == "fp16")
+        changes: dict[str, Any] = {"precision": precision}
+        if role != "encode":
+            path = folder / f"{role}.{precision}.onnx"
+            quantise(perceptron(folder / "half.onnx", half=True), path, kind)
+            changes |= {"file": path.name, "sha256": sha256_file(path), "bytes": path.stat().st_size}
+        quantised.append(half.model_copy(update=changes))
+    (folder / "half.onnx").unlink()
+    proofs = (*manifest.proofs, proof_of(f"onnx-{precision}", 1.0))
+    write_manifest(folder, manifest.changed(artefacts=(*manifest.artefacts, *quantised), proofs=proofs))
+    return folder
+
+
+@rtx
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_bundle_gets_8_bit_engines(
+    trt: TensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: EightBits
+) -> None:
+    fake_gpu(monkeypatch, None, "8.9")
+    taken = {"int8": "Int8", "fp8": "FP8"}[kind]
+    monkeypatch.setitem(sys.modules, "tensorrt", with_inspector(trt, "Half", taken))
+    monkeypatch.setattr(
+        "s3clip_export.tensorrt.engines.check_reference", lambda _, target, __: proof_of(str(target), 1.0)
+    )
+    folder = eight_bit_bundle(tmp_path / "bundle", kind)
+    precision: Precision = "int8-fp16" if kind == "int8" else "fp8-fp16"
+    for _ in range(2):  # the second time in the place of the first
+        proof = rebuild_engines(folder, precision=precision)
+        assert proof.target == f"tensorrt-{precision}"
+        bundle = Bundle.open(folder)
+        assert [str(t) for t in bundle.targets][-2:] == [f"onnx-{precision}", proof.target]
+        assert [p.target for p in bundle.manifest.proofs][-2:] == [f"onnx-{precision}", proof.target]
+    engines = {a.role: a for a in bundle.manifest.artefacts if a.backend == "tensorrt"}
+    assert [a.file for a in engines.values()] == [f"{role}.{precision}.engine" for role in get_args(Role)]
+    assert engines["enhance"].opset == 19
+    for role, artefact in engines.items():
+        assert artefact.engine is not None
+        graph = bundle.file(role, Target("onnx", precision))
+        assert artefact.engine.onnx_sha256 == sha256_file(graph)
+
+
+@rtx
+def test_a_shared_fp16_graph_is_judged_as_fp16_and_an_8_bit_one_is_not(
+    trt: TensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every engine says that it takes and writes halves: right for `encode` alone, which is built last."""
+    fake_gpu(monkeypatch, None)
+    monkeypatch.setitem(sys.modules, "tensorrt", with_inspector(trt, "Half"))
+    folder = eight_bit_bundle(tmp_path / "bundle", "int8")
+    with pytest.raises(BackendError, match=r"enhance\.int8-fp16\.engine: 0\.0% of the graph's 2 quantised"):
+        rebuild_engines(folder, precision="int8-fp16")
+    manifest = Bundle.open(folder).manifest
+    half = {a.role: a for a in manifest.artefacts if a.target == Target("onnx", "fp16")}
+    shared = tuple(
+        half[a.role].model_copy(update={"precision": "int8-fp16"}) if a.precision == "int8-fp16" else a
+        for a in manifest.artefacts
+    )
+    after = add_engines(folder, manifest.changed(artefacts=shared), "int8-fp16")
+    assert len(after.artefacts) == len(shared) + 3
+
+
+@pytest.mark.parametrize("capability", ["8.6", "8.7", "7.5"])
+def test_fp8_needs_a_gpu_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str
+) -> None:
+    fake_gpu(monkeypatch, None, capability)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # importing it would raise
+    folder = eight_bit_bundle(tmp_path / "bundle", "fp8")
+    with pytest.raises(BackendError, match=rf"need compute capability 8\.9 or newer, .* has {capability};"):
+        rebuild_engines(folder, precision="fp8-fp16")
+    assert list(folder.glob("*.engine")) == []
+
+
+@pytest.mark.parametrize("capability", ["8.9", "9.0", "10.0", "12.0"])
+def test_newer_gpus_have_fp8(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    fake_gpu(monkeypatch, None, capability)
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace())
+    assert open_tensorrt("fp8-fp16")[1].compute_capability == capability
+
+
+def test_8_bit_engines_need_8_bit_graphs(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="holds no onnx-int8-fp16 graphs"):
+        rebuild_engines(half_bundle(tmp_path / "bundle"), precision="int8-fp16")
+    with pytest.raises(
+        BundleError, match=r"holds no fp8-fp16 ONNX graph .*; make them with s3clip-calib first"
+    ):
+        add_engines(tmp_path, draft(tmp_path), "fp8-fp16")
+
+
+@pytest.mark.parametrize(
+    ("options", "precision"), [((), "fp16"), (("--precision", "int8-fp16"), "int8-fp16")]
+)
+def test_the_command_hands_the_precision_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], precision: str
+) -> None:
+    made: list[tuple[object, ...]] = []
+
+    def rebuilt(*arguments: object) -> Proof:  # needs a GPU
+        made.append(arguments)
+        return proof_of(f"tensorrt-{precision}", 1.0)
+
+    monkeypatch.setattr("s3clip_export.tensorrt.engines.rebuild_engines", rebuilt)
+    done = CliRunner().invoke(main, ["engines", str(tmp_path), *options])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith(f"tensorrt-{precision} on cuda")
+    assert made == [(tmp_path, builder.WORKSPACE_BYTES, precision)]
+    assert CliRunner().invoke(main, ["engines", str(tmp_path), "--precision", "fp32"]).exit_code == 2
 
 
 @rtx

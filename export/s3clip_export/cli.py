@@ -16,7 +16,7 @@ from s3clip_runtime.errors import ConfigError
 if TYPE_CHECKING:
     from s3clip_export.origin import Origin
     from s3clip_runtime.inference.evidence import Proof
-    from s3clip_runtime.inference.manifest import Target
+    from s3clip_runtime.inference.manifest import Precision, Target
 
 _PATH = click.Path(path_type=Path)
 
@@ -149,16 +149,23 @@ def verify(
 
 @main.command
 @click.argument("bundle", type=_PATH)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp16", "int8-fp16", "fp8-fp16"]),
+    default="fp16",
+    show_default=True,
+    help="Of the graphs to build from; s3clip-calib makes those of 8 bits. FP8 needs an Ada GPU or newer.",
+)
 @workspace_option
-def engines(bundle: Path, workspace: float) -> None:
-    """Build FP16 TensorRT engines for this machine from the graphs in BUNDLE, and prove them.
+def engines(bundle: Path, precision: Precision, workspace: float) -> None:
+    """Build TensorRT engines for this machine from the graphs in BUNDLE, and prove them.
 
     Needs no PyTorch: the proof is against the reference that lies in the bundle.
     """
     with needs_extra("trt"):
         from s3clip_export.tensorrt.engines import rebuild_engines
 
-    _say(bundle, [rebuild_engines(bundle, _bytes(workspace))])
+    _say(bundle, [rebuild_engines(bundle, _bytes(workspace), precision)])
 
 
 @main.command

@@ -25,7 +25,7 @@ from s3clip_export.proof.bisect import BlockError
 from s3clip_export.proof.report import Evidence, Extreme, render_report
 from s3clip_export.proof.verify import Trial, begin_trial, prove, shipped_part, stage_blocks, verdict
 from s3clip_export.tensorrt.build import WORKSPACE_BYTES
-from s3clip_export.tensorrt.engines import add_fp16_engines, open_tensorrt
+from s3clip_export.tensorrt.engines import add_audited_engines, open_tensorrt
 from s3clip_export.tiers import add_tiers, check_tiers
 from s3clip_runtime.errors import BundleError
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
@@ -186,7 +186,7 @@ def _add_targets(folder: Path, manifest: Manifest, trial: Trial, wanted: Wanted)
     if wanted.fp16 or wanted.engines:
         manifest = write_fp16(folder, manifest, trial.reference.clips)
     if wanted.engines:
-        manifest = add_fp16_engines(folder, manifest, wanted.workspace_bytes)
+        manifest = add_audited_engines(folder, manifest, "fp16", wanted.workspace_bytes)
     return add_tiers(folder, manifest, wanted.tiers)
 
 

@@ -19,6 +19,7 @@ import onnx
 
 from s3clip_export.tensorrt.layers import Layer, layers_from_inspector, layers_from_log
 from s3clip_export.tensorrt.operators import MAX_OPSET, standard_opset, unsupported_operators
+from s3clip_export.tensorrt.quantised import quantised_products
 from s3clip_export.tensorrt.watch import BuildLog, derived, interruptible, progress_of
 from s3clip_runtime.errors import BackendError, BundleError
 from s3clip_runtime.inference.backends import TensorInfo
@@ -71,6 +72,7 @@ class EngineReport:
 
     Attributes:
         layers: the fused layers with their precisions.
+        quantised_nodes: the graph's products that should compute in 8 bits, see `quantised_products`.
         inputs: name to kind of every input of the network; `outputs` likewise.
         onnx_sha256: of the graph that was parsed.
         opset: of its standard operators.
@@ -83,6 +85,7 @@ class EngineReport:
     """
 
     layers: tuple[Layer, ...]
+    quantised_nodes: tuple[str, ...]
     inputs: Mapping[str, TensorInfo]
     outputs: Mapping[str, TensorInfo]
     onnx_sha256: str
@@ -125,7 +128,7 @@ def build_engine(
         KeyboardInterrupt: on Ctrl-C, after the builder has stopped.
     """
     graph = _read(onnx_path)
-    opset = _check_readable(onnx_path, graph)
+    opset, quantised_nodes = _examine(onnx_path, graph)
     log = derived(BuildLog, trt.ILogger)
     builder = trt.Builder(cast("tensorrt.ILogger", log))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -153,6 +156,7 @@ def build_engine(
         timing_cache_use += _save_timing_cache(config, timing_cache)
     return EngineReport(
         layers=layers,
+        quantised_nodes=quantised_nodes,
         inputs=_infos(network.get_input(i) for i in range(network.num_inputs)),
         outputs=_infos(network.get_output(i) for i in range(network.num_outputs)),
         onnx_sha256=hashlib.sha256(graph).hexdigest(),
@@ -174,7 +178,8 @@ def _read(path: Path) -> bytes:
         raise BundleError(f"{path}: the graph cannot be read ({error.strerror}); export it again") from error
 
 
-def _check_readable(path: Path, graph: bytes) -> int:
+def _examine(path: Path, graph: bytes) -> tuple[int, tuple[str, ...]]:
+    """Refuse what the parser would not read; the opset and the quantised products of the rest."""
     model = onnx.load_from_string(graph)
     opset = standard_opset(model)
     if not 9 <= opset <= MAX_OPSET:
@@ -187,7 +192,7 @@ def _check_readable(path: Path, graph: bytes) -> int:
             f"{path}: TensorRT's parser has no {', '.join(refused)}; write the graph with operators of "
             "operators.json, and never give it a graph that ONNX Runtime has optimised"
         )
-    return opset
+    return opset, quantised_products(model)
 
 
 def _parse(
