@@ -11,7 +11,7 @@ from s3clip_calib.fidelity import Fidelity
 
 
 class Notebook:
-    """Measured layers by their type of bits. Use it as a context manager.
+    """Measured layers, by section: the type of bits and how ranges were taken. Use it as a context manager.
 
     The file is deleted by `finish`; one of other settings, or whose last line was cut, is not believed.
 
@@ -26,9 +26,9 @@ class Notebook:
         self._read(key)
         self._file = path.open("w", encoding="utf-8")
         self._file.write(json.dumps({"key": key}) + "\n")
-        for bits, rows in self._found.items():
+        for section, rows in self._found.items():
             for layer, row in rows.items():
-                self._write(bits, layer, row)
+                self._write(section, layer, row)
 
     def __enter__(self) -> Notebook:
         return self
@@ -38,22 +38,22 @@ class Notebook:
     ) -> None:
         self._file.close()
 
-    def known(self, bits: str) -> dict[str, Fidelity]:
+    def known(self, section: str) -> dict[str, Fidelity]:
         """Layers that were measured already."""
-        return dict(self._found.get(bits, {}))
+        return dict(self._found.get(section, {}))
 
-    def add(self, bits: str, layer: str, row: Fidelity) -> None:
+    def add(self, section: str, layer: str, row: Fidelity) -> None:
         """Note one, on the disk at once."""
-        self._found.setdefault(bits, {})[layer] = row
-        self._write(bits, layer, row)
+        self._found.setdefault(section, {})[layer] = row
+        self._write(section, layer, row)
 
     def finish(self) -> None:
         """All is done: the file goes."""
         self._file.close()
         self._path.unlink(missing_ok=True)
 
-    def _write(self, bits: str, layer: str, row: Fidelity) -> None:
-        self._file.write(json.dumps({"bits": bits, "layer": layer, "fidelity": asdict(row)}) + "\n")
+    def _write(self, section: str, layer: str, row: Fidelity) -> None:
+        self._file.write(json.dumps({"section": section, "layer": layer, "fidelity": asdict(row)}) + "\n")
         self._file.flush()
 
     def _read(self, key: str) -> None:
@@ -63,6 +63,6 @@ class Notebook:
                 return
             for line in lines:
                 row = json.loads(line)
-                self._found.setdefault(row["bits"], {})[row["layer"]] = Fidelity(**row["fidelity"])
+                self._found.setdefault(row["section"], {})[row["layer"]] = Fidelity(**row["fidelity"])
         except (OSError, ValueError, KeyError, TypeError):
             return  # nothing yet, or a line that a kill cut in two: what was read before it holds

@@ -39,9 +39,7 @@ class Observed:
 
     def __add__(self, other: Observed) -> Observed:
         """What both saw together: the order of clips does not matter."""
-        return Observed(
-            self.counts + other.counts, np.maximum(self.channel_max, other.channel_max)
-        )
+        return Observed(self.counts + other.counts, np.maximum(self.channel_max, other.channel_max))
 
 
 def edges() -> NDArray[np.float64]:

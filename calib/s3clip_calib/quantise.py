@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper, version_converter
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from s3clip_calib.layers import Layer
 from s3clip_calib.ranges import TOP, Bits
 
-FLOAT16_OPSET = 19
-"""The first with float16 scales and with FLOAT8E4M3FN. TensorRT's builders type a dequantised tensor by its
-scale, and refuse to add it to another type."""
+FP8_OPSET = 19
+"""The first with FLOAT8E4M3FN."""
+
+_TINY = float(np.finfo(np.float32).tiny)
+"""The smallest normal number: a scale below would be inexact or zero."""
 
 
 def quantise(
@@ -28,17 +30,17 @@ def quantise(
 ) -> onnx.ModelProto:
     """A copy of a graph in which these layers compute in 8 bits.
 
-    Weights have a symmetric scale for each output channel, activations one for the tensor; all else keeps its
-    type. The opset becomes 19 where the types demand it.
+    Weights have a symmetric scale for each output channel, activations one for the tensor; all else stays. The
+    opset of an fp8 graph becomes 19.
 
     Args:
-        model: a float32 or float16 graph.
+        model: a graph whose layers are float32; see `widened` for a float16 one.
         layers: of `find_layers` of this graph, those to be changed; none gives an unchanged copy.
         limits: layer to the largest absolute value that its activation shall represent; layers that read the
             same activation have the same.
         bits: "int8" or "fp8", which is E4M3.
     """
-    made = _raised(model, bits, layers)
+    made = _raised(model, bits)
     if not layers:
         return made
     kind: Any = importlib.import_module("onnxruntime.quantization").QuantType
@@ -68,15 +70,51 @@ def quantise(
     return result
 
 
-def _raised(model: onnx.ModelProto, bits: Bits, layers: Sequence[Layer]) -> onnx.ModelProto:
-    """A copy in the opset that the 8-bit types need."""
+def widened(model: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
+    """A copy of a float16 graph in which these layers are float32, between casts; all else stays float16.
+
+    `quantise` wants it so: a builder fuses the casts away and the products run in 8 bits all the same. Q/DQ in
+    float16 would leave it the product of the scales of activation and weight to hold in float16, where it is
+    subnormal, and the sum before that product, which passes 65504 (measured with TensorRT for RTX 1.7).
+
+    Args:
+        model: a float16 graph.
+        layers: of `find_layers` of it; those that are float32 already stay as they are.
+    """
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    half = any(constants[layer.weight] == TensorProto.FLOAT16 for layer in layers)
-    opset = next(entry for entry in made.opset_import if not entry.domain)
-    if (half or bits == "fp8") and opset.version < FLOAT16_OPSET:
-        made = version_converter.convert_version(made, FLOAT16_OPSET)
+    constants = {tensor.name: tensor for tensor in made.graph.initializer}
+    half = {o.name for o in layers if constants[o.weight].data_type == TensorProto.FLOAT16}
+    cast: set[str] = set()
+    nodes: list[onnx.NodeProto] = []
+    for node in made.graph.node:
+        if node.name not in half:
+            nodes.append(node)
+            continue
+        source = node.input[0]
+        if source not in cast:
+            cast.add(source)
+            nodes.append(helper.make_node("Cast", [source], [f"{source}_wide"], to=TensorProto.FLOAT))
+        node.input[0] = f"{source}_wide"
+        for name in node.input[1:]:
+            values = numpy_helper.to_array(constants[name]).astype(np.float32)
+            constants[name].CopyFrom(numpy_helper.from_array(values, name))
+        target = node.output[0]
+        node.output[0] = f"{target}_wide"
+        nodes.append(node)
+        nodes.append(helper.make_node("Cast", [f"{target}_wide"], [target], to=TensorProto.FLOAT16))
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    return made
+
+
+def _raised(model: onnx.ModelProto, bits: Bits) -> onnx.ModelProto:
+    """A copy in the opset that the 8-bit type needs."""
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    if bits == "fp8" and opset < FP8_OPSET:
+        return version_converter.convert_version(model, FP8_OPSET)
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
     return made
 
 
@@ -92,17 +130,16 @@ def _scales(
         kept = {"quant_type": kind, "zero_point": zero}
         columns = column_scales(weight, layer.out_axis, bits)
         wanted[layer.weight] = [{"axis": layer.out_axis, "scale": scale, **kept} for scale in columns]
-        # Not below the smallest normal number of the type: smaller ones are inexact or zero.
-        scale = max(limits[layer.name] / TOP[bits], float(np.finfo(weight.dtype).tiny))
-        wanted[layer.activation] = [{"scale": np.array(scale, weight.dtype), **kept}]
+        scale = max(limits[layer.name] / TOP[bits], _TINY)
+        wanted[layer.activation] = [{"scale": np.array(scale, np.float32), **kept}]
     return wanted
 
 
-def column_scales(weight: NDArray[Any], axis: int, bits: Bits) -> NDArray[Any]:
-    """One symmetric scale for each index of the output axis, of the weight's own type; 1 for a zero column."""
+def column_scales(weight: NDArray[np.float32], axis: int, bits: Bits) -> NDArray[np.float32]:
+    """One symmetric scale for each index of the output axis; 1 for a column of zeros."""
     largest = np.abs(weight.astype(np.float64)).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
-    scales: NDArray[Any] = np.where(largest > 0, largest / TOP[bits], 1.0).astype(weight.dtype)
-    return np.maximum(scales, np.finfo(weight.dtype).tiny)
+    scales = np.where(largest > 0, largest / TOP[bits], 1.0).astype(np.float32)
+    return np.asarray(np.maximum(scales, _TINY))
 
 
 def _stored(bits: Bits) -> Any:

@@ -31,7 +31,9 @@ def open_graph(model: onnx.ModelProto, *, threads: int | None = None) -> Iterato
     try:
         ort: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise BackendError(f'onnxruntime cannot be imported ({error}); pip install "s3clip[calib]"') from error
+        raise BackendError(
+            f'onnxruntime cannot be imported ({error}); pip install "s3clip[calib]"'
+        ) from error
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cpus()
     options.log_severity_level = 3
