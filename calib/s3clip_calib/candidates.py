@@ -185,7 +185,9 @@ def artefacts_of(trial: Trial, target: Target, files: Mapping[Role, Path]) -> tu
     return tuple(found)
 
 
-def show_to_gate(trial: Trial, target: Target, artefacts: Sequence[Artefact]) -> tuple[Proof, Proof, list[str]]:
+def show_to_gate(
+    trial: Trial, target: Target, artefacts: Sequence[Artefact]
+) -> tuple[Proof, Proof, list[str]]:
     """Proofs against PyTorch and on held-out tracklets, and every bound that is missed.
 
     Raises:
@@ -198,7 +200,9 @@ def show_to_gate(trial: Trial, target: Target, artefacts: Sequence[Artefact]) ->
     rank1, mean_ap = ranking_changes(trial.truth.embeddings, measured.embeddings, trial.labels)
     held = compare(trial.truth, measured, target, rank1_change=rank1, map_change=mean_ap)
     # Data of one kind of crops leaves the other kind's graph to the bundle's own reference.
-    held = held.model_copy(update={"bounds": {k: v for k, v in held.bounds.items() if _was_measured(k, held)}})
+    held = held.model_copy(
+        update={"bounds": {k: v for k, v in held.bounds.items() if _was_measured(k, held)}}
+    )
     faults = [f"beside PyTorch: {fault}" for fault in broken_bounds(proof)]
     return proof, held, faults + [f"on held-out tracklets: {fault}" for fault in broken_bounds(held)]
 
