@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 
@@ -134,6 +135,9 @@ def test_units_and_constant_columns_change_nothing() -> None:
     assert choose(embeddings, np.hstack([statistics, dull]), groups, 20, 0) == expected
     assert choose(embeddings, statistics * np.float32(64), groups, 20, 0) == expected
     assert choose(np.hstack([embeddings, dull]), statistics, groups, 20, 0) == expected
+    # So must the last digit itself, in which one picture's statistic may differ from the next one's.
+    dull[::3] = np.nextafter(dull[::3], np.float32(0))
+    assert choose(embeddings, np.hstack([statistics, dull]), groups, 20, 0) == expected
 
 
 def test_each_part_counts_as_much_as_the_other() -> None:
@@ -152,6 +156,7 @@ def test_parts_that_are_the_same_for_all(part: str) -> None:
     groups = ["all"] * 30
     if part != "statistics":
         embeddings[:] = embeddings[0]
+        embeddings[::3] = np.nextafter(embeddings[0], np.float32(0))
     if part != "embeddings":
         statistics[:] = statistics[0]
     found = choose(embeddings, statistics, groups, 30, 0)
@@ -217,6 +222,34 @@ def test_the_split_keeps_people_whole_and_cameras_on_both_sides(seed: int) -> No
         assert shared <= {tracklet.camera for tracklet in side}
         assert [tracklet.name for tracklet in side] == sorted(tracklet.name for tracklet in side)
     assert abs(len(pool) - len(held_out)) <= 4
+
+
+def lacking(sides: Iterable[Iterable[Tracklet]], cameras: set[str]) -> int:
+    return sum(len(cameras - {tracklet.camera for tracklet in side}) for side in sides)
+
+
+def test_the_split_is_the_best_of_all_splits() -> None:
+    """Few people and many cameras, so that chance alone leaves cameras on one side."""
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        tracklets = people(int(rng.integers(4, 9)), int(rng.integers(2, 6)), seed)
+        cameras = {tracklet.camera for tracklet in tracklets}
+        names = sorted({tracklet.identity for tracklet in tracklets if tracklet.identity})
+        every = (
+            [[t for t in tracklets if (t.identity in some) == side] for side in (True, False)]
+            for size in range(1, len(names))
+            for some in combinations(names, size)
+        )
+        assert lacking(split(tracklets, 0), cameras) == min(lacking(sides, cameras) for sides in every)
+
+
+def test_the_split_halves_each_camera() -> None:
+    tracklets = people(200, 3, 0)
+    pool, _ = split(tracklets, 0)
+    every = Counter(tracklet.camera for tracklet in tracklets)
+    mine = Counter(tracklet.camera for tracklet in pool)
+    for camera, count in every.items():
+        assert mine[camera] == pytest.approx(count / 2, abs=4)
 
 
 def test_a_camera_chain_that_has_just_one_solution() -> None:
