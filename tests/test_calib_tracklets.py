@@ -283,6 +283,7 @@ DAMAGED = {
     "nothing": b"",
     "short header.png": with_bytes(PNG, 8, b"\0\0\0\5"),
     "strange chunk.png": with_bytes(PNG, 37, b"\xdf\x01"),
+    "cut header.tif": TIFF[:6],
     "cut directory.tif": TIFF[: BITS + 5],
     "bits in letters.tif": with_bytes(TIFF, BITS + 2, b"\2\0"),
     "square of 60000.bmp": with_bytes(BMP, 18, (60_000).to_bytes(4, "little") * 2),
@@ -301,6 +302,13 @@ def test_headers_that_are_damaged(tmp_path: Path, damage: str) -> None:
     _, line = str(caught.value).splitlines()
     assert line.startswith(f"  {path}: a crop must be ")
     assert line.endswith("; restore or remove it")
+
+
+def test_a_png_whose_pixels_end_in_another_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(with_bytes(PNG, PNG.index(b"IDAT") - 4, (40).to_bytes(4, "big")))
+    with pytest.raises(DataError, match=r"a\.png: a crop must be a readable picture \(broken PNG"):
+        read_picture(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
