@@ -93,10 +93,11 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of each target, and the report's file in the bundle."""
+    """What became of each target, what was left out and why, and the name of the report in the bundle."""
 
     verdicts: tuple[Verdict, ...]
-    report: Path
+    left_out: Mapping[Target, str]
+    report: str
 
 
 def calibrate(folder: Path, data: Path, wanted: Wanted) -> Outcome:
@@ -126,11 +127,11 @@ def calibrate(folder: Path, data: Path, wanted: Wanted) -> Outcome:
         with Notebook(folder.resolve().with_name(f"{folder.resolve().name}-calibration.jsonl"), key) as notes:
             studies = _studies(bundle, chosen, {bits_of(target) for target in targets}, notes)
             with replaced_bundle(folder) as staging:
-                report = _fill(
+                outcome = _fill(
                     staging, bundle.manifest, chosen, studies, targets, left_out, data, wanted, Path(scratch)
                 )
             notes.finish()
-    return report
+    return outcome
 
 
 def _targets(
@@ -304,7 +305,7 @@ def _fill(
     write_manifest(folder, finished)
     _tidy(folder, finished)
     Bundle.open(folder)
-    return Outcome(tuple(verdicts), file)
+    return Outcome(tuple(verdicts), left_out, file.name)
 
 
 def _record(
@@ -312,6 +313,7 @@ def _record(
 ) -> Calibration:
     found = studies[bits_of(verdict.target)]
     assert verdict.point is not None
+    assert verdict.method is not None
     kept = tuple(o.name for o in found.prepared.layers if o.name not in verdict.point.layers)
     return Calibration(
         target=str(verdict.target),
