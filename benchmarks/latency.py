@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.apart import Apart
+from benchmarks.full_size import full_size_model
 from benchmarks.opponents import (
     OwnGraphs,
     export_plain,
@@ -32,10 +33,9 @@ from benchmarks.opponents import (
     openvino_opponent,
     torch_opponent,
 )
-from benchmarks.outliers import plant_outliers
 from benchmarks.roofline import bundle_costs, cost_rows
-from s3clip.config import DataSettings, SyntheticSettings, load_config
-from s3clip.models.model import S3Clip, build_model
+from s3clip.config import DataSettings, SyntheticSettings
+from s3clip.models.model import S3Clip
 from s3clip_export.proof.verify import Trial, begin_trial, prove
 from s3clip_export.tiers import BF16, INT8, add_tiers
 from s3clip_export.write import export_graphs
@@ -56,7 +56,6 @@ from s3clip_runtime.inference.gate import broken_bounds
 from s3clip_runtime.inference.manifest import PLAIN, Target
 from s3clip_runtime.inference.reference import write_reference
 
-CONFIG = Path(__file__).parents[1] / "configs" / "seeded-full.toml"
 TARGETS = (PLAIN, BF16, INT8)
 EAGER = "torch-eager"
 
@@ -75,7 +74,7 @@ PEOPLE = 20
 def main(rounds: int, threads: str, people: int, out: Path) -> None:
     """Export, prove, race, and write the report."""
     check_writable(out)
-    model = _model()
+    model = full_size_model()
     with tempfile.TemporaryDirectory(prefix="s3clip-latency-") as name:
         folder = Path(name)
         trial = begin_trial(model, _world(people), 2 * people, folder)
@@ -85,14 +84,6 @@ def main(rounds: int, threads: str, people: int, out: Path) -> None:
     write_report(out, report)
     for line in lines(report):
         print(line)
-
-
-def _model() -> S3Clip:
-    config = load_config(CONFIG)
-    torch.manual_seed(config.seed)
-    model = build_model(config).eval().requires_grad_(False)
-    plant_outliers(model)
-    return model
 
 
 def _world(people: int) -> DataSettings:
@@ -191,7 +182,7 @@ def _rows(field: Mapping[str, Apart], clip: Clip, setting: Setting, tick: Tick) 
 
 def _torch(threads: int, *, compiled: bool) -> ClipEmbedder:
     torch.set_num_threads(threads)
-    return torch_opponent(_model(), compiled=compiled)
+    return torch_opponent(full_size_model(), compiled=compiled)
 
 
 def _embedder(folder: Path, target: Target, threads: int) -> ClipEmbedder:

@@ -1,4 +1,4 @@
-"""Calibration of a bundle: tracklets are chosen, 8-bit graphs searched for, proven, and only then put into it."""
+"""Calibration of a bundle: tracklets are chosen, 8-bit graphs found and proven, and only then put into it."""
 
 from __future__ import annotations
 
@@ -145,15 +145,16 @@ def _targets(
     manifest = bundle.manifest
     if "reference" not in manifest.attachments:
         raise BundleError(
-            f"bundle {bundle.folder}: holds no reference to prove 8-bit graphs with; export it with --reference"
+            f"bundle {bundle.folder}: holds no reference to prove 8-bit graphs with; export it with "
+            "--reference"
         )
     done = {calibration.target for calibration in manifest.calibrations}
     again = [t for t in (asked or TARGETS) if str(t) in done]
     if again:
         first = next(c for c in manifest.calibrations if c.target == str(again[0]))
         raise BundleError(
-            f"bundle {bundle.folder}: is quantised already, its {first.target} was calibrated on {first.data} "
-            f"with seed {first.seed}; export it again for another calibration"
+            f"bundle {bundle.folder}: is quantised already, its {first.target} was calibrated on "
+            f"{first.data} with seed {first.seed}; export it again for another calibration"
         )
     quantised = any(
         node.op_type == "QuantizeLinear"

@@ -1,4 +1,4 @@
-"""A graph cut where it is narrow, so that what comes before a layer is computed once for all layers behind."""
+"""A graph cut where it is narrow: what comes before a cut is computed once for all layers behind it."""
 
 from __future__ import annotations
 

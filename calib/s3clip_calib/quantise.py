@@ -1,7 +1,8 @@
 """Explicit Q/DQ: a graph whose layers read 8-bit activations and hold 8-bit weights.
 
-ONNX Runtime's quantiser changes the graph, with the scales that were chosen here. Two of its habits are mended:
-it gives the rounded tensor to all readers, also to the residual stream, and has its own idea of E4M3's scales.
+ONNX Runtime's quantiser changes the graph, with the scales that were chosen here. Two habits of it are mended:
+it gives the rounded tensor to all readers, also to the residual stream, and takes E4M3's scales from a standard
+deviation.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def quantise(
 ) -> onnx.ModelProto:
     """A copy of a graph in which these layers compute in 8 bits.
 
-    Weights have a symmetric scale for each output channel, activations one for the tensor; all else stays. The
-    opset of an fp8 graph becomes 19.
+    Weights have a symmetric scale for each output channel, activations one for the tensor; all else stays.
+    The opset of an fp8 graph becomes 19.
 
     Args:
         model: a graph whose layers are float32; see `widened` for a float16 one.
@@ -73,9 +74,9 @@ def quantise(
 def widened(model: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
     """A copy of a float16 graph in which these layers are float32, between casts; all else stays float16.
 
-    `quantise` wants it so: a builder fuses the casts away and the products run in 8 bits all the same. Q/DQ in
-    float16 would leave it the product of the scales of activation and weight to hold in float16, where it is
-    subnormal, and the sum before that product, which passes 65504 (measured with TensorRT for RTX 1.7).
+    `quantise` wants it so: a builder fuses the casts away, and the products run in 8 bits all the same. With
+    Q/DQ in float16 it multiplies by the two scales only after the product, which it stores in float16 before:
+    the scales' product is subnormal there and the sums pass 65504 (plan of TensorRT for RTX 1.7, never run).
 
     Args:
         model: a float16 graph.
@@ -123,7 +124,7 @@ def _raised(model: onnx.ModelProto, bits: Bits) -> onnx.ModelProto:
 
 
 def _scales(
-    model: onnx.ModelProto, layers: Sequence[Layer], limits: Mapping[str, float], bits: Bits, kind: Any
+    model: onnx.ModelProto, layers: Sequence[Layer], limits: Mapping[str, float], bits: Bits, kind: object
 ) -> dict[str, list[dict[str, Any]]]:
     """Scales in the form that the quantiser takes: a list with one entry a channel."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -146,11 +147,14 @@ def column_scales(weight: NDArray[np.float32], axis: int, bits: Bits) -> NDArray
     return np.asarray(np.maximum(scales, _TINY))
 
 
-def _stored(bits: Bits) -> Any:
-    return np.int8 if bits == "int8" else importlib.import_module("ml_dtypes").float8_e4m3fn
+def _stored(bits: Bits) -> type[np.generic]:
+    if bits == "int8":
+        return np.int8
+    float8: type[np.generic] = importlib.import_module("ml_dtypes").float8_e4m3fn
+    return float8
 
 
-def _no_ranges(tensors: Collection[str]) -> Any:
+def _no_ranges(tensors: Collection[str]) -> object:
     """Ranges that the quantiser asks for and does not use, as every tensor has its scale."""
     calibrate = importlib.import_module("onnxruntime.quantization.calibrate")
     unused = (np.float32(-1), np.float32(1))
@@ -158,7 +162,7 @@ def _no_ranges(tensors: Collection[str]) -> Any:
 
 
 def _give_back(made: onnx.ModelProto, model: onnx.ModelProto, changed: Collection[str]) -> None:
-    """All nodes but the layers read again what they read before, also a weight that they share with a layer."""
+    """All nodes but the layers read again what they read before, also a weight that a layer shares."""
     before = {node.name: node for node in model.graph.node if node.name}
     for node in made.graph.node:
         if node.name in before and node.name not in changed:

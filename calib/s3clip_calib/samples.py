@@ -1,4 +1,4 @@
-"""Clips on their way through a bundle's float32 graphs: what its encoder reads, and the truth it is held to."""
+"""Clips on their way through a bundle's float32 graphs: what the encoder reads, and the truth it is held to."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def labels(samples: Sequence[Sample]) -> Labels:
 
 
 def as_reference(samples: Sequence[Sample]) -> Reference:
-    """The samples as a truth for the gate; pixels and tokens of the first LR and the first HR clip stay in it."""
+    """The samples as a truth for the gate, with pixels and tokens of the first LR and the first HR clip."""
     firsts = [next((i for i, s in enumerate(samples) if s.clip.hr is hr), None) for hr in (False, True)]
     kept = [i for i in firsts if i is not None]
     lengths = tuple(len(sample.tracklet.files) for sample in samples)

@@ -90,11 +90,9 @@ def write_fp16(folder: Path, manifest: Manifest, clips: Sequence[Clip], *, bound
     report = RangeReport(bound=bound, graphs=audits, kept=kept)
     path.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     attachment = Attachment(file=path.name, sha256=sha256_file(path), bytes=path.stat().st_size)
-    return manifest.model_copy(
-        update={
-            "artefacts": (*manifest.artefacts, *artefacts),
-            "attachments": {**manifest.attachments, "range_audit": attachment},
-        }
+    return manifest.changed(
+        artefacts=(*manifest.artefacts, *artefacts),
+        attachments={**manifest.attachments, "range_audit": attachment},
     )
 
 
