@@ -1,8 +1,8 @@
 """Explicit Q/DQ: a graph whose layers read 8-bit activations and hold 8-bit weights.
 
-ONNX Runtime's quantiser changes the graph, with the scales that were chosen here. Two habits of it are mended:
-it gives the rounded tensor to all readers, also to the residual stream, and takes E4M3's scales from a standard
-deviation.
+ONNX Runtime's quantiser changes the graph, with the scales that were chosen here. Two of its habits are
+mended: the rounded tensor goes to all readers, also to the residual stream,
+and E4M3's scales come from a standard deviation.
 """
 
 from __future__ import annotations

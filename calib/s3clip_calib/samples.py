@@ -1,4 +1,4 @@
-"""Clips on their way through a bundle's float32 graphs: what the encoder reads, and the truth it is held to."""
+"""Clips on their way through a bundle's float32 graphs: inputs of the encoder, and the truth for the gate."""
 
 from __future__ import annotations
 
