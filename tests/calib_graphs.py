@@ -1,4 +1,4 @@
-"""Graphs with layers that calibration rounds, hand-made ones and the demo's encoder, and what they are fed."""
+"""Graphs with layers that calibration rounds: hand-made ones, and the demo's encoder with its inputs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def graph_of(
 def block(*, outliers: float = 1.0, shared_scale: bool = False) -> onnx.ModelProto:
     """x (N, 8, 16) through two residual perceptrons behind LayerNormalizations, to y.
 
-    Layers: "up" and "side" read one norm, "down" a Relu; "late" reads a norm that the sum reads, too.
+    Layers: "up" and "side" read one norm, "down" an Elu; "late" reads a norm that the sum reads, too.
 
     Args:
         outliers: factor of three channels of the first norm's scale, as large models have them.
@@ -73,7 +73,7 @@ def block(*, outliers: float = 1.0, shared_scale: bool = False) -> onnx.ModelPro
         helper.make_node("LayerNormalization", ["x", "scale", "offset"], ["normed"], name="norm"),
         helper.make_node("MatMul", ["normed", "w_up"], ["up_raw"], name="up"),
         helper.make_node("Add", ["up_raw", "b_up"], ["up_sum"], name="up_bias"),
-        helper.make_node("Relu", ["up_sum"], ["active"], name="relu"),
+        helper.make_node("Elu", ["up_sum"], ["active"], name="elu"),
         helper.make_node("MatMul", ["active", "w_down"], ["down_out"], name="down"),
         helper.make_node("MatMul", ["normed", "w_side"], ["side_out"], name="side"),
         helper.make_node("Add", ["down_out", "side_out"], ["both"], name="join"),

@@ -1,4 +1,4 @@
-"""What is observed of activations and the ranges chosen from it, beside numpy, brute force and ONNX Runtime."""
+"""What is observed of activations, and the ranges chosen from it, beside numpy and ONNX Runtime."""
 
 from __future__ import annotations
 
