@@ -106,6 +106,11 @@ def test_the_platform_below_the_root_goes_before_that_above(tmp_path: Path) -> N
     write_picture(tmp_path / "ground/new/aerial/cam0_1/1.jpg")
     (found,) = read_tracklets(tmp_path / "ground")
     assert (found.platform, found.camera) == (1, "aerial/cam0")
+    (above,) = read_tracklets(tmp_path / "ground/new/aerial")
+    assert above.platform == 1
+    write_picture(tmp_path / "aerial/ground/cam0_1/1.jpg")
+    (nearest,) = read_tracklets(tmp_path / "aerial/ground")
+    assert (nearest.platform, nearest.camera, nearest.identity) == (0, "ground/cam0", None)
 
 
 def test_frames_and_tracklets_sort_by_their_numbers_and_hidden_ones_are_left(tmp_path: Path) -> None:
@@ -266,6 +271,46 @@ def refusal(path: Path) -> str | None:
     return None
 
 
+def with_bytes(content: bytes, place: int, new: bytes) -> bytes:
+    return content[:place] + new + content[place + len(new) :]
+
+
+PNG, TIFF, BMP = (encoded(suffix, colours(16, 8)) for suffix in (".png", ".tiff", ".bmp"))
+BITS = TIFF.index(b"\x02\x01\x03\x00")
+"""Where the TIFF's tag of bits a sample is: number 258, kind 3."""
+
+DAMAGED = {
+    "nothing": b"",
+    "short header.png": with_bytes(PNG, 8, b"\0\0\0\5"),
+    "strange chunk.png": with_bytes(PNG, 37, b"\xdf\x01"),
+    "cut header.tif": TIFF[:6],
+    "cut directory.tif": TIFF[: BITS + 5],
+    "bits in letters.tif": with_bytes(TIFF, BITS + 2, b"\2\0"),
+    "square of 60000.bmp": with_bytes(BMP, 18, (60_000).to_bytes(4, "little") * 2),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_headers_that_are_damaged(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / f"ground/cam_1/{damage}"
+    path = path if path.suffix else path.with_suffix(".jpg")
+    write_picture(tmp_path / "ground/cam_1/good.jpg")
+    path.write_bytes(DAMAGED[damage])
+    with pytest.raises(DataError) as caught:
+        read_tracklets(tmp_path)
+    _, line = str(caught.value).splitlines()
+    assert line.startswith(f"  {path}: a crop must be ")
+    assert line.endswith("; restore or remove it")
+
+
+def test_a_png_whose_pixels_end_in_another_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(with_bytes(PNG, PNG.index(b"IDAT") - 4, (40).to_bytes(4, "big")))
+    with pytest.raises(DataError, match=r"a\.png: a crop must be a readable picture \(broken PNG"):
+        read_picture(path)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])
 def test_every_damage_is_a_sentence(tmp_path: Path, suffix: str) -> None:
@@ -308,7 +353,8 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     root = tmp_path / "data"
     write_picture(root / "train/ground/0001/cam_1/1.jpg")
     write_picture(tmp_path / "test/ground/0002/cam_1/1.jpg")
-    (root / "a_link").symlink_to(root / "train/ground")  # sorts before the real one and has no platform
+    for name in ("a_link", "z_link"):  # sort before and after the real one, and have no platform
+        (root / name).symlink_to(root / "train/ground")
     (root / "train/ground/0001/cam_1/round").symlink_to(root)
     (root / "train/ground/up").symlink_to(tmp_path)  # would bring in test
     (root / "train/aerial").symlink_to(outside)

@@ -15,43 +15,22 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from s3clip_calib.candidates import (
-    BASES,
-    FP8_ENGINE,
-    OPENVINO,
-    ORT,
-    TARGETS,
-    Timed,
-    Trial,
-    Verdict,
-    artefacts_of,
-    bits_of,
-    dynamic_point,
-    fastest,
-    half_graph,
-    opener,
-    settle,
-    time_points,
-    write_columns,
-)
+from s3clip_calib.candidates import BASES, OPENVINO, TARGETS, Trial, Verdict, bits_of
 from s3clip_calib.choose import check_pool, choose, split
-from s3clip_calib.front import Point
-from s3clip_calib.layers import find_layers
 from s3clip_calib.methods import prepare
 from s3clip_calib.notebook import Notebook
-from s3clip_calib.race import race
 from s3clip_calib.ranges import Bits
 from s3clip_calib.report import Evidence, render
 from s3clip_calib.samples import Plain, Sample, as_reference, embeddings, labels
 from s3clip_calib.statistics import describe
 from s3clip_calib.study import Study, study
-from s3clip_calib.super_resolution import PictureRow, choose_form, compare_forms, forms, pictures
 from s3clip_calib.tracklets import Tracklet, read_clip, read_tracklets
+from s3clip_calib.workshop import Workshop
 from s3clip_runtime.errors import BundleError, ConfigError, DataError
 from s3clip_runtime.inference.backends.openvino import openvino_problem
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
-from s3clip_runtime.inference.manifest import PLAIN, Artefact, Calibration, Manifest, Role, Target
-from s3clip_runtime.inference.records import sha256_file
+from s3clip_runtime.inference.cpus import cpu_model
+from s3clip_runtime.inference.manifest import PLAIN, Calibration, Manifest, Target
 from s3clip_runtime.inference.reference import write_reference
 from s3clip_runtime.inference.replace import replaced_bundle
 from s3clip_runtime.inference.spec import PLATFORMS
@@ -114,10 +93,11 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of each target, and the report's file in the bundle."""
+    """What became of each target, what was left out and why, and the name of the report in the bundle."""
 
     verdicts: tuple[Verdict, ...]
-    report: Path
+    left_out: Mapping[Target, str]
+    report: str
 
 
 def calibrate(folder: Path, data: Path, wanted: Wanted) -> Outcome:
@@ -147,11 +127,11 @@ def calibrate(folder: Path, data: Path, wanted: Wanted) -> Outcome:
         with Notebook(folder.resolve().with_name(f"{folder.resolve().name}-calibration.jsonl"), key) as notes:
             studies = _studies(bundle, chosen, {bits_of(target) for target in targets}, notes)
             with replaced_bundle(folder) as staging:
-                report = _fill(
+                outcome = _fill(
                     staging, bundle.manifest, chosen, studies, targets, left_out, data, wanted, Path(scratch)
                 )
             notes.finish()
-    return report
+    return outcome
 
 
 def _targets(
@@ -267,3 +247,88 @@ def _studies(bundle: Bundle, chosen: Chosen, wanted: Collection[Bits], notes: No
         bits: study(prepared, bits, feeds, expected, len(chosen.calibration), notes)
         for bits in sorted(wanted)
     }
+
+
+def _fill(
+    folder: Path,
+    manifest: Manifest,
+    chosen: Chosen,
+    studies: Mapping[Bits, Study],
+    targets: Sequence[Target],
+    left_out: Mapping[Target, str],
+    data: Path,
+    wanted: Wanted,
+    scratch: Path,
+) -> Outcome:
+    """Write, prove and describe the 8-bit graphs in a draft of the bundle."""
+    truth = as_reference(chosen.held)
+    write_reference(scratch / "held.npz", truth)
+    trial = Trial(folder, manifest, chosen.tune, truth, scratch / "held.npz", labels(chosen.held))
+    shop = Workshop(trial, chosen.calibration, studies, scratch)
+    verdicts = [shop.make(target) for target in targets]
+    taken = [verdict for verdict in verdicts if verdict.artefacts]
+    names = {str(verdict.target) for verdict in taken}
+    evidence = Evidence(
+        bundle=manifest.name,
+        data=data.name,
+        seed=wanted.seed,
+        cpu=cpu_model(),
+        calibration=chosen.calibration,
+        tune=len(chosen.tune),
+        held=len(chosen.held),
+        studies=studies,
+        timed=shop.timed,
+        encoders=shop.encoders,
+        pictures=shop.pictures,
+        forms=shop.forms,
+        verdicts=verdicts,
+        left_out=left_out,
+    )
+    page = render(evidence).encode()
+    file = folder / f"calibration-{hashlib.sha256(page).hexdigest()[:8]}.html"
+    file.write_bytes(page)
+    finished = manifest.changed(
+        artefacts=(
+            *(a for a in manifest.artefacts if str(a.target) not in names),
+            *(artefact for verdict in taken for artefact in verdict.artefacts),
+        ),
+        proofs=(
+            *(proof for proof in manifest.proofs if proof.target not in names),
+            *(verdict.proof for verdict in taken),
+        ),
+        calibrations=(
+            *manifest.calibrations,
+            *(_record(verdict, studies, chosen, data, wanted) for verdict in taken),
+        ),
+        attachments={**manifest.attachments, "calibration": attachment_of(file)},
+    )
+    write_manifest(folder, finished)
+    _tidy(folder, finished)
+    Bundle.open(folder)
+    return Outcome(tuple(verdicts), left_out, file.name)
+
+
+def _record(
+    verdict: Verdict, studies: Mapping[Bits, Study], chosen: Chosen, data: Path, wanted: Wanted
+) -> Calibration:
+    found = studies[bits_of(verdict.target)]
+    assert verdict.point is not None
+    assert verdict.method is not None
+    kept = tuple(o.name for o in found.prepared.layers if o.name not in verdict.point.layers)
+    return Calibration(
+        target=str(verdict.target),
+        data=data.name,
+        seed=wanted.seed,
+        tracklets=tuple(sample.tracklet.name for sample in chosen.calibration),
+        method=verdict.method,
+        smoothing=None if verdict.method == "dynamic" else found.prepared.smoothing,
+        kept={"encode": kept},
+    )
+
+
+def _tidy(folder: Path, manifest: Manifest) -> None:
+    """Remove graphs of candidates that were not taken."""
+    known = {artefact.file for artefact in manifest.artefacts}
+    for path in folder.glob("*.onnx"):
+        if path.name not in known:
+            path.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,6 @@ from s3clip_calib.layers import find_layers
 from s3clip_calib.quantise import quantise, widened
 from s3clip_calib.race import race
 from s3clip_calib.ranges import Bits
-from s3clip_calib.run import Feed
 from s3clip_calib.samples import Sample, embeddings
 from s3clip_calib.smooth import migrate
 from s3clip_calib.study import Study, bounds_of
@@ -29,7 +29,7 @@ from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.cpus import usable_cpus
 from s3clip_runtime.inference.evidence import Proof
 from s3clip_runtime.inference.gate import broken_bounds, check_reference, compare
-from s3clip_runtime.inference.manifest import PLAIN, Artefact, Manifest, Role, Target
+from s3clip_runtime.inference.manifest import PLAIN, Artefact, CalibrationMethod, Manifest, Role, Target
 from s3clip_runtime.inference.measure import measure_apart
 from s3clip_runtime.inference.records import sha256_file
 from s3clip_runtime.inference.reference import Reference
@@ -57,10 +57,25 @@ ATTEMPTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A point of the walk and its median milliseconds of `encode` for a clip; None where it cannot run here."""
+    """A point of the walk and its median milliseconds of `encode` for a clip."""
 
     point: Point
-    ms: float | None
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An `encode` for the gate.
+
+    Attributes:
+        method: of its ranges, or "dynamic".
+        point: its layers in 8 bits.
+        write: gives its file, in the draft.
+    """
+
+    method: CalibrationMethod
+    point: Point
+    write: Callable[[], Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +93,7 @@ class Verdict:
     """
 
     target: Target
-    method: str | None
+    method: CalibrationMethod | None
     point: Point | None
     proof: Proof | None
     held_out: Proof | None
@@ -110,50 +125,59 @@ class Trial:
         return Bundle(self.folder, self.manifest).file(role, target)
 
 
-def opener(target: Target, role: Role) -> Callable[[Path], Session]:
-    """How a graph of this target is opened on the CPU, as the runtime does it."""
-    if target.backend == "openvino":
-        piece = None if role == "encode" else crops_a_run(usable_cpus())
-        return lambda path: OpenVinoSession(path, precision=target.precision, piece=piece)
-    return lambda path: OrtSession(path, precision=target.precision)
+def base_precision(target: Target) -> Target:
+    """What a CPU target is to be faster than: its backend's best without 8 bits."""
+    return Target("openvino", "bf16") if target == OPENVINO else PLAIN
+
+
+@contextmanager
+def opened(role: Role, files: Mapping[str, tuple[Path, Target]]) -> Iterator[dict[str, Session]]:
+    """Name to a session on the CPU of a graph, opened as the runtime opens it for a target."""
+    with ExitStack() as stack:
+        sessions: dict[str, Session] = {}
+        for name, (path, target) in files.items():
+            if target.backend == "openvino":
+                piece = None if role == "encode" else crops_a_run(usable_cpus())
+                sessions[name] = OpenVinoSession(path, precision=target.precision, piece=piece)
+            else:
+                sessions[name] = OrtSession(path, precision=target.precision)
+            stack.callback(sessions[name].close)
+        yield sessions
 
 
 def time_points(target: Target, study: Study, tune: Sequence[Sample], scratch: Path) -> list[Timed]:
-    """Time every point of the walk, each beside the one without a layer in 8 bits."""
-    opened, feeds = opener(target, "encode"), [sample.feed for sample in tune[:4]]
-    base = scratch / f"{target}-none.onnx"
-    onnx.save(study.graph(()), base)
+    """Time every point of the walk on this CPU."""
+    feeds, path = [sample.feed for sample in tune[:4]], scratch / "point.onnx"
     found = []
     with tqdm(study.points, desc=f"time {target}", unit="point", leave=False, disable=None) as bar:
         for point in bar:
-            path = scratch / f"{target}-point.onnx"
             onnx.save(study.graph(point.layers), path)
-            sessions = {"none": opened(base), "point": opened(path)}
-            try:
-                found.append(Timed(point, race(sessions, feeds)["point"]))
-            finally:
-                for session in sessions.values():
-                    session.close()
-                path.unlink()
-    base.unlink()
+            with opened(
+                "encode", {"point": (path, target if point.layers else base_precision(target))}
+            ) as one:
+                found.append(Timed(point, race(one, feeds)["point"]))
     return found
 
 
 def fastest(timed: Sequence[Timed]) -> list[Point]:
-    """Allowed points with a layer in 8 bits, the fastest first; where nothing was timed, most layers first."""
+    """Allowed points with a layer in 8 bits, the fastest first."""
     good = [one for one in timed if not one.point.faults and one.point.layers]
-    return [o.point for o in sorted(good, key=lambda o: -o.point.share if o.ms is None else o.ms)]
+    return [one.point for one in sorted(good, key=lambda one: one.ms)]
 
 
-def dynamic_point(trial: Trial, path: Path) -> tuple[tuple[str, ...], float]:
-    """What the scales of every run's own miss of the bounds on OpenVINO, and the loss."""
-    session = opener(OPENVINO, "encode")(path)
-    try:
-        found = np.concatenate([session.run(sample.feed)["embedding"] for sample in trial.tune])
-    finally:
-        session.close()
+def dynamic_candidate(trial: Trial, study: Study, path: Path) -> Candidate:
+    """`encode` with int8 weights alone, whose activations OpenVINO rounds with scales of every run's own."""
+    path.unlink(missing_ok=True)  # it may be a link to a file of the old bundle
+    write_int8(trial.file("encode", PLAIN), path)
+    with opened("encode", {"dynamic": (path, OPENVINO)}) as sessions:
+        run = sessions["dynamic"].run
+        found = np.concatenate([run(sample.feed)["embedding"] for sample in trial.tune])
+    names = tuple(layer.name for layer in study.prepared.layers if len(layer.shape) == 2)
+    done = sum(row.operations for row in study.rows if row.layer in names)
     measured = fidelity(embeddings(trial.tune), found)
-    return faults_of(measured, bounds_of("int8")), measured.loss
+    share = done / sum(row.operations for row in study.rows)
+    point = Point(names, share, measured, faults_of(measured, bounds_of("int8")))
+    return Candidate("dynamic", point, lambda: path)
 
 
 def half_graph(path: Path, study: Study, point: Point) -> onnx.ModelProto:
@@ -214,29 +238,30 @@ def _was_measured(name: str, proof: Proof) -> bool:
 def settle(
     trial: Trial,
     target: Target,
-    points: Sequence[Point],
-    write: Callable[[Point], tuple[str, Mapping[Role, Path]]],
+    candidates: Sequence[Candidate],
+    enhance: Mapping[Role, Path],
     tried: list[str],
 ) -> Verdict:
-    """Show points to the gate until one passes.
+    """Show candidates to the gate until one passes.
 
     Args:
         trial: what they are shown to.
         target: whose graphs.
-        points: the best first.
-        write: writes a point's graphs, and gives the method and the files.
+        candidates: the best first.
+        enhance: its graph of `enhance`, empty to share that of the base.
         tried: what was not taken before; grows.
     """
-    if not points:
-        tried.append("no layer can compute in 8 bits within the bounds and be faster")
-    for point in points[:ATTEMPTS]:
-        method, files = write(point)
+    if not candidates:
+        tried.append("no set of layers is within the bounds on the clips that sets are chosen by")
+    for one in candidates[:ATTEMPTS]:
+        files: dict[Role, Path] = {"encode": one.write(), **enhance}
         artefacts = artefacts_of(trial, target, files)
         proof, held, faults = show_to_gate(trial, target, artefacts)
         if not faults:
-            return Verdict(target, method, point, proof, held, tuple(tried), artefacts)
+            return Verdict(target, one.method, one.point, proof, held, tuple(tried), artefacts)
         tried.append(
-            f"{len(point.layers)} layers, {point.share:.0%} of the operations, by {method}: {'; '.join(faults)}"
+            f"{len(one.point.layers)} layers, {one.point.share:.0%} of the operations, by {one.method}: "
+            f"{'; '.join(faults)}"
         )
     return Verdict(target, None, None, None, None, tuple(tried), ())
 
@@ -244,11 +269,3 @@ def settle(
 def bits_of(target: Target) -> Bits:
     """Type of a target's layers."""
     return "fp8" if target.precision == "fp8-fp16" else "int8"
-
-
-def write_columns(trial: Trial) -> Path:
-    """`encode` with int8 weights alone, for OpenVINO's own scales."""
-    path = trial.folder / "encode.int8.onnx"
-    path.unlink(missing_ok=True)  # it may be a link to the old bundle's
-    write_int8(trial.file("encode", PLAIN), path)
-    return path

@@ -39,10 +39,7 @@ _DAMAGE: Final = (
     OSError,
     ValueError,
     SyntaxError,
-    IndexError,
-    KeyError,
     TypeError,
-    EOFError,
     struct.error,
     Image.DecompressionBombError,
 )

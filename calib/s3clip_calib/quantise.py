@@ -99,7 +99,7 @@ def widened(model: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
         source = node.input[0]
         if source not in cast:
             cast.add(source)
-            nodes.append(helper.make_node("Cast", [source], [f"{source}_wide"], to=TensorProto.FLOAT))
+            nodes.append(_cast(source, f"{source}_wide", TensorProto.FLOAT))
         node.input[0] = f"{source}_wide"
         for position, name in enumerate(node.input[1:], 1):  # others may read the narrow ones
             node.input[position] = f"{name}_wide"
@@ -110,13 +110,17 @@ def widened(model: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
         target = node.output[0]
         node.output[0] = f"{target}_wide"
         nodes.append(node)
-        nodes.append(helper.make_node("Cast", [f"{target}_wide"], [target], to=TensorProto.FLOAT16))
+        nodes.append(_cast(f"{target}_wide", target, TensorProto.FLOAT16))
     del made.graph.node[:]
     made.graph.node.extend(nodes)
     read = {name for node in nodes for name in node.input}
     for tensor in [constants[name] for name in wide - read]:
         made.graph.initializer.remove(tensor)
     return made
+
+
+def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=to)
 
 
 def _raised(model: onnx.ModelProto, bits: Bits) -> onnx.ModelProto:
@@ -166,7 +170,7 @@ def _no_ranges(tensors: Collection[str]) -> Any:
 
 def _give_back(made: onnx.ModelProto, model: onnx.ModelProto, changed: Collection[str]) -> None:
     """All nodes but the layers read again what they read before, also a weight that they share with a layer."""
-    before = {node.name: node for node in model.graph.node}
+    before = {node.name: node for node in model.graph.node if node.name}
     for node in made.graph.node:
         if node.name in before and node.name not in changed:
             node.input[:] = before[node.name].input

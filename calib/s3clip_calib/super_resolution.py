@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +25,8 @@ LEAST_GAIN: Final = 0.95
 
 PICTURE_PEAK: Final = 255.0
 
+PLAIN_FORM: Final = "higher precision"
+
 
 @dataclass(frozen=True, slots=True)
 class PictureRow:
@@ -44,7 +45,7 @@ class PictureRow:
     ms: float
 
 
-def forms(prepared: Prepared) -> dict[str, onnx.ModelProto]:
+def int8_forms(prepared: Prepared) -> dict[str, onnx.ModelProto]:
     """The int8 forms by name. The first and the last layer of a super-resolver are convolutions."""
     limits = prepared.limits("mse", "int8")
     products = [layer for layer in prepared.layers if len(layer.shape) == 2]
@@ -62,8 +63,7 @@ def pictures(model: onnx.ModelProto, crops: Sequence[NDArray[np.uint8]]) -> list
 
 def compare_forms(
     backend: str,
-    files: Mapping[str, Path],
-    opened: Callable[[Path], Session],
+    sessions: Mapping[str, Session],
     crops: Sequence[NDArray[np.uint8]],
     expected: Sequence[NDArray[np.uint8]],
 ) -> list[PictureRow]:
@@ -71,22 +71,16 @@ def compare_forms(
 
     Args:
         backend: its name.
-        files: form to its graph.
-        opened: gives a session of a file; closed here.
+        sessions: form to its open graph.
         crops: uint8 (T, 64, 32, 3) of some clips.
         expected: of `pictures`.
     """
-    sessions = {form: opened(path) for form, path in files.items()}
     feeds: list[dict[str, NDArray[Any]]] = [{"crops": one} for one in crops]
-    try:
-        taken = race(sessions, feeds)
-        return [
-            PictureRow(backend, form, _psnr(session, feeds, expected), taken[form])
-            for form, session in sessions.items()
-        ]
-    finally:
-        for session in sessions.values():
-            session.close()
+    taken = race(sessions, feeds)
+    return [
+        PictureRow(backend, form, _psnr(session, feeds, expected), taken[form])
+        for form, session in sessions.items()
+    ]
 
 
 def choose_form(rows: Sequence[PictureRow]) -> PictureRow:

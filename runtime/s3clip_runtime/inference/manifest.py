@@ -46,7 +46,8 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8-fp16"]
 QUANTISED: Final[frozenset[Precision]] = frozenset({"int8", "int8-fp16", "fp8-fp16"})
 """Precisions of 8 bits: smaller, but faster only where a machine has been seen to be."""
 
-AttachmentRole = Literal["reference", "report", "range_audit"]
+CalibrationMethod = Literal["dynamic", "max", "percentile", "mse", "entropy"]
+AttachmentRole = Literal["reference", "report", "range_audit", "calibration"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -167,7 +168,7 @@ class Calibration(Record):
     data: str
     seed: NonNegativeInt
     tracklets: tuple[str, ...]
-    method: Literal["dynamic", "max", "percentile", "mse", "entropy"]
+    method: CalibrationMethod
     smoothing: FiniteFloat | None
     kept: dict[Role, tuple[str, ...]]
 
