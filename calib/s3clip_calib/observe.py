@@ -19,6 +19,9 @@ _SHIFT = 18
 
 BINS = 1 << (31 - _SHIFT)
 
+_INFINITY = 0x7F800000
+"""Bits of the float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
@@ -45,9 +48,9 @@ class Observed:
 def edges() -> NDArray[np.float64]:
     """Lower edges of the bins and the upper one of the last, float64 (BINS + 1,); bin 0 begins at 0."""
     bits = np.arange(BINS + 1, dtype=np.uint64) << np.uint64(_SHIFT)
-    with np.errstate(invalid="ignore"):  # bins behind infinity are never filled
-        values = bits.astype(np.uint32).view(np.float32).astype(np.float64)
-    return np.nan_to_num(values, nan=np.inf, posinf=np.inf)
+    # Bits behind those of infinity are no sizes: their bins are never filled.
+    bits = np.asarray(np.minimum(bits, np.uint64(_INFINITY)), np.uint32)
+    return np.asarray(bits.view(np.float32), np.float64)
 
 
 def of_values(values: NDArray[np.float32], *, channel_axis: int) -> Observed:

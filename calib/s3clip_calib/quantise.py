@@ -47,6 +47,8 @@ def quantise(
     kind: Any = importlib.import_module("onnxruntime.quantization").QuantType
     wanted = kind.QInt8 if bits == "int8" else kind.QFLOAT8E4M3FN
     names = [layer.name for layer in layers]
+    outputs = list(made.graph.output)
+    del made.graph.output[:]  # it would round an output that a layer reads
     quantizer = importlib.import_module("onnxruntime.quantization.qdq_quantizer").QDQQuantizer(
         made,
         per_channel=True,
@@ -67,7 +69,9 @@ def quantise(
     )
     quantizer.quantize_model()
     result: onnx.ModelProto = quantizer.model.model
+    result.graph.output.extend(outputs)
     _give_back(result, model, frozenset(names))
+    quantizer.model.topological_sort()
     return result
 
 
@@ -87,6 +91,7 @@ def widened(model: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in made.graph.initializer}
     half = {o.name for o in layers if constants[o.weight].data_type == TensorProto.FLOAT16}
     cast: set[str] = set()
+    wide: set[str] = set()
     nodes: list[onnx.NodeProto] = []
     for node in made.graph.node:
         if node.name not in half:
@@ -97,15 +102,21 @@ def widened(model: onnx.ModelProto, layers: Sequence[Layer]) -> onnx.ModelProto:
             cast.add(source)
             nodes.append(_cast(source, f"{source}_wide", TensorProto.FLOAT))
         node.input[0] = f"{source}_wide"
-        for name in node.input[1:]:
-            values = numpy_helper.to_array(constants[name]).astype(np.float32)
-            constants[name].CopyFrom(numpy_helper.from_array(values, name))
+        for position, name in enumerate(node.input[1:], 1):  # others may read the narrow ones
+            node.input[position] = f"{name}_wide"
+            if name not in wide:
+                wide.add(name)
+                values = numpy_helper.to_array(constants[name]).astype(np.float32)
+                made.graph.initializer.append(numpy_helper.from_array(values, f"{name}_wide"))
         target = node.output[0]
         node.output[0] = f"{target}_wide"
         nodes.append(node)
         nodes.append(_cast(f"{target}_wide", target, TensorProto.FLOAT16))
     del made.graph.node[:]
     made.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    for tensor in [constants[name] for name in wide - read]:
+        made.graph.initializer.remove(tensor)
     return made
 
 

@@ -6,7 +6,7 @@ factor for each channel and the rows of the weights behind it multiplied by the 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -65,6 +65,19 @@ def migrate(model: onnx.ModelProto, layers: Sequence[Layer], by: Factors) -> onn
     made.CopyFrom(model)
     nodes = {node.name: node for node in made.graph.node}
     constants = {tensor.name: tensor for tensor in made.graph.initializer}
+    readers = Counter(name for node in made.graph.node for name in node.input)
+
+    def own(node: onnx.NodeProto, position: int) -> str:
+        """The constant there, or a copy if others read it too, such as a norm with the same offset."""
+        name = node.input[position]
+        if readers[name] > 1:
+            readers[name] -= 1
+            node.input[position] = f"{name}_{node.name}_{position}"
+            copy = made.graph.initializer.add()
+            copy.CopyFrom(constants[name])
+            copy.name = node.input[position]
+            constants[copy.name] = copy
+        return node.input[position]
 
     def scale(name: str, factor: NDArray[np.float64]) -> None:
         array = numpy_helper.to_array(constants[name])
@@ -72,9 +85,10 @@ def migrate(model: onnx.ModelProto, layers: Sequence[Layer], by: Factors) -> onn
         constants[name].CopyFrom(numpy_helper.from_array(changed, name))
 
     for norm, factor in by.items():
-        for name in nodes[norm].input[1:]:  # scale, and offset where there is one
-            if name:
-                scale(name, 1 / factor)
+        node = nodes[norm]
+        for position in range(1, len(node.input)):  # scale, and offset where there is one
+            if node.input[position]:
+                scale(own(node, position), 1 / factor)
     for layer in layers:
         if layer.norm in by:
             factor = by[str(layer.norm)]
