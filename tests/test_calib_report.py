@@ -328,16 +328,20 @@ def test_every_point_of_the_walk_is_in_its_table() -> None:
     study = evidence.studies["int8"]
     page = Page(render(evidence))
     head, *rows = page.tables["points-int8"]
-    assert head[-2] == f"{ORT}, ms"  # engines' graphs were not timed and have no column
+    assert head[2:5] == ["centred, mean", "cosine, mean ≥ 0.9995", "cosine, min ≥ 0.9995"]
+    assert head[-2] == f"{ORT} ms"  # engines' graphs were not timed and have no column
     for row, point, one in zip(rows, study.points, evidence.timed[ORT], strict=True):
         assert row[:2] == [str(len(point.layers)), f"{point.share * 100:.1f} %"]
         found = point.fidelity
-        assert row[2:4] == [f"{found.centred_mean:.6f}", f"{found.cosine_min:.6f}"]
-        assert row[4:7] == [f"{found.top1_agreement:.4f}", f"{found.kendall_tau:.4f}", f"{one.ms:.2f}"]
-        for fault in point.faults:
-            assert fault in row[7]
-    assert [row[7] for row in page.marked["points-int8"]] == [f"taken by {ORT}"]
-    assert any("refused" in row[7] for row in rows)
+        names = {"centred_mean": 6, "cosine_mean": 6, "cosine_min": 6, "top1_agreement": 4, "kendall_tau": 4}
+        missed = {fault.split()[0] for fault in point.faults}
+        assert row[2:7] == [
+            f"{'× ' * (name in missed)}{getattr(found, name):.{digits}f}" for name, digits in names.items()
+        ]
+        assert row[7] == f"{one.ms:.2f}"
+        assert row[8] in (["refused"] if missed else ["allowed", f"taken by {ORT}"])
+    assert [row[8] for row in page.marked["points-int8"]] == [f"taken by {ORT}"]
+    assert any("refused" in row[8] for row in rows)
 
 
 def test_a_point_with_the_same_layers_but_other_ranges_is_another_point() -> None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from s3clip_calib.study import Study
     from s3clip_runtime.inference.manifest import Target
 
-LEAST_LOSS: Final = 1e-8
-"""A loss is drawn no smaller: below lies rounding alone, and it would press the others together."""
+LEAST_LOSS: Final = 1e-7
+"""A loss is drawn no smaller: below lies float32's rounding, and it would press the others together."""
 
 MOST_LOSS: Final = 2.0
 """Of two opposite embeddings. A loss that is no number is drawn there."""
@@ -106,7 +106,14 @@ def front_figure(
         axes.set(xlabel="encode, ms a clip, median")
         axes.set_title(str(target), fontsize="medium")
     handles = {line.get_label(): line for line in first.lines}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize="small")
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=3,
+        fontsize="small",
+        markerscale=0.7,
+    )
     return figure
 
 
