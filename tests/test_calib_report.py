@@ -216,7 +216,7 @@ def made_evidence() -> Evidence:
         tune=13,
         held=17,
         studies={"int8": study},
-        timed={ORT: timed_points(study, 300.0), INT8_ENGINE: [Timed(p, None) for p in study.points]},
+        timed={ORT: timed_points(study, 300.0)},
         encoders={},
         pictures=pictures,
         forms={
@@ -470,7 +470,7 @@ def plotted(study: Study, timed: dict[Target, list[Timed]], chosen: dict[Target,
 
 def test_the_front_holds_every_point_in_the_shape_of_its_verdict() -> None:
     study, allowed = made_study("int8"), made_study("int8").allowed
-    timed = {ORT: timed_points(study, 300.0), INT8_ENGINE: [Timed(p, None) for p in study.points]}
+    timed = {ORT: timed_points(study, 300.0)}
     figure = plotted(study, timed, {ORT: allowed[0], INT8_ENGINE: allowed[1]})
     shares, times = figure.axes  # none for the target without times
     assert shares.get_yscale() == "log"

@@ -20,6 +20,7 @@ from worlds import write_block_world
 from s3clip_calib.calibrate import Outcome, Wanted, calibrate
 from s3clip_calib.candidates import FP8_ENGINE, INT8_ENGINE, OPENVINO, ORT
 from s3clip_calib.cli import main
+from s3clip_calib.fidelity import Fidelity
 from s3clip_calib.notebook import Notebook
 from s3clip_export.fp16.convert import write_fp16
 from s3clip_export.tensorrt.layers import check_precisions, eight_bit_products
@@ -167,7 +168,7 @@ def test_tensorrt_builds_the_calibrated_graphs_in_8_bits(
     assert wanted
     assert not set(wanted) & set(record.kept["encode"])
     check_precisions(report.layers, target.precision, quantised_nodes=wanted)
-    assert eight_bit_products(report.layers)
+    assert len(eight_bit_products(report.layers, target.precision)) >= 0.95 * len(wanted)
 
 
 def test_a_second_calibration_is_refused_and_changes_nothing(made: tuple[Path, Outcome], people: Path) -> None:
@@ -202,10 +203,10 @@ def test_a_killed_calibration_goes_on(
     before, wanted, add = contents(folder), Wanted((ORT,), count=8, held=8), Notebook.add
     measured: list[str] = []
 
-    def counted(self: Notebook, section: str, layer: str, row: object) -> None:
+    def counted(self: Notebook, section: str, layer: str, row: Fidelity) -> None:
         if len(measured) == 5:
             raise KeyboardInterrupt
-        add(self, section, layer, row)  # type: ignore[arg-type]
+        add(self, section, layer, row)
         measured.append(layer)
 
     monkeypatch.setattr(Notebook, "add", counted)
@@ -215,7 +216,12 @@ def test_a_killed_calibration_goes_on(
     assert (tmp_path / "bundle-calibration.jsonl").is_file()
     first, again = list(measured), measured
     again.clear()
-    monkeypatch.setattr(Notebook, "add", lambda *given: (again.append(given[2]), add(*given)))
+
+    def noted(self: Notebook, section: str, layer: str, row: Fidelity) -> None:
+        again.append(layer)
+        add(self, section, layer, row)
+
+    monkeypatch.setattr(Notebook, "add", noted)
     calibrate(folder, people, wanted)
     assert again
     assert not set(first) & set(again)

@@ -20,7 +20,7 @@ from s3clip_calib.choose import check_pool, choose, split
 from s3clip_calib.methods import prepare
 from s3clip_calib.notebook import Notebook
 from s3clip_calib.ranges import Bits
-from s3clip_calib.report import Evidence, render
+from s3clip_calib.report import Evidence, check_report, render
 from s3clip_calib.samples import Plain, Sample, as_reference, embeddings, labels
 from s3clip_calib.statistics import describe
 from s3clip_calib.study import Study, study
@@ -114,9 +114,11 @@ def calibrate(folder: Path, data: Path, wanted: Wanted) -> Outcome:
     Raises:
         BundleError: the bundle has no reference, or holds calibrated graphs already.
         DataError: the data cannot be used: too few tracklets, one camera, unreadable pictures.
-        BackendError: a target that was asked for cannot run on this machine, or a graph failed.
+        BackendError: a graph failed.
+        ConfigError: a target that was asked for cannot be made here, or the report needs missing packages.
     """
     wanted.check()
+    check_report()
     bundle = Bundle.open(folder)
     targets, left_out = _targets(bundle, wanted.targets)
     tracklets = read_tracklets(data)
