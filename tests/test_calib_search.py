@@ -174,8 +174,8 @@ def test_the_walk_ends_at_the_longest_allowed_prefix(seed: int) -> None:
     assert [point.share for point in points] == sorted(point.share for point in points)
 
 
-def test_a_layer_that_gains_costs_nothing() -> None:
-    rows = rows_of(np.array([0.01, -0.5, 0.0, 0.04]), np.array([1, 1, 1, 100]))
+def test_a_layer_that_gains_counts_as_one_without_loss() -> None:
+    rows = rows_of(np.array([0.01, 0.0, -0.5, 0.04]), np.array([1, 1, 1, 100]))
     assert [row.layer for row in order_of(rows)] == ["layer1", "layer2", "layer3", "layer0"]
 
 

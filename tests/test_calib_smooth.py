@@ -91,6 +91,23 @@ def test_migration_is_exact_in_an_encoder(exponent: float) -> None:
         assert error_of(found, expected) < 1e-5
 
 
+def test_migration_scales_the_columns_of_a_transposed_weight() -> None:
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale"], ["normed"], name="norm"),
+        helper.make_node("Gemm", ["normed", "w"], ["y"], name="layer", transB=1),
+    ]
+    weights = {"scale": np.exp(matrix(1, 16)[0]), "w": matrix(16, 16)}
+    model, x = graph_of(nodes, weights, {"x": ("N", 16)}), values(4)[:, 0]
+    layers = find_layers(model)
+    (seen,) = observe(model, layers, [{"x": x}], threads=1)
+    by = factors(model, layers, seen, 0.5)
+    rows = np.abs(weights["w"]).max(axis=0)
+    np.testing.assert_allclose(
+        np.diff(np.log(by["norm"] * np.sqrt(rows / seen["normed"].channel_max))), 0, atol=1e-5
+    )
+    assert error_of(result(migrate(model, layers, by), x), result(model, x)) < 1e-5
+
+
 def test_factors_follow_the_formula() -> None:
     """s_j = max|X_j|^a / max|W_j|^(1-a), W all weights behind the norm, up to one factor for all."""
     model, x = block(outliers=20), values(4)
