@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import as_file, files
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +13,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from s3clip_calib.layers import find_layers
+from s3clip_calib.observe import observe
+from s3clip_calib.ranges import Bits, range_of
 from s3clip_calib.run import Feed, open_graph
 from s3clip_runtime.inference.reference import read_reference
 
@@ -94,6 +97,18 @@ def residual(weight: F32) -> onnx.ModelProto:
     return graph_of(nodes, {"w": weight}, {"x": ("N", TOKENS, WIDTH)})
 
 
+def tied() -> onnx.ModelProto:
+    """Two products with the same matrix, and a sum that reads the matrix, too."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="one"),
+        helper.make_node("Tanh", ["a"], ["b"], name="tanh"),
+        helper.make_node("MatMul", ["b", "w"], ["c"], name="two"),
+        helper.make_node("ReduceSum", ["w"], ["sum"], name="sum"),
+        helper.make_node("Add", ["c", "sum"], ["y"], name="add"),
+    ]
+    return graph_of(nodes, {"w": matrix(16, 16) / np.float32(4)}, {"x": ("N", 8, 16)})
+
+
 def values(rows: int, seed: int = 0, *, width: int = WIDTH) -> F32:
     """float32 (rows, 8, width)."""
     return np.random.default_rng(seed).normal(size=(rows, TOKENS, width)).astype(np.float32)
@@ -126,13 +141,38 @@ def constants(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def rounded(numbers: NDArray[Any], scale: F64 | float, bits: Literal["int8", "fp8"]) -> F64:
+def rounded(numbers: NDArray[Any], scale: F64 | float, bits: Bits) -> F64:
     """What becomes of numbers in 8 bits, by the types' definitions, float64 of the same shape."""
     steps = np.asarray(numbers, np.float64) / scale
     if bits == "int8":
-        return np.asarray(np.clip(np.rint(steps), -127, 127) * scale)
+        return np.asarray(np.clip(np.rint(steps), -128, 127) * scale)
     narrow = np.clip(steps, -448, 448).astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
     return np.asarray(narrow.astype(np.float64) * scale)
+
+
+def limits_of(model: onnx.ModelProto, x: F32) -> dict[str, float]:
+    """Layer to its activation's largest absolute value."""
+    layers = find_layers(model)
+    (seen,) = observe(model, layers, [{"x": x}], threads=1)
+    return {layer.name: range_of(seen[layer.activation], "max", "int8") for layer in layers}
+
+
+def checked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, which the ONNX checker finds sound: types, shapes, and nodes in order."""
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def error_of(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def squared(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    return float(np.mean((found.astype(np.float64) - expected) ** 2))
+
+
+def nodes_of(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {node.name: node for node in model.graph.node}
 
 
 @cache

@@ -24,11 +24,16 @@ class Notebook:
         self._path = path
         self._found: dict[str, dict[str, Fidelity]] = {}
         self._read(key)
-        self._file = path.open("w", encoding="utf-8")
-        self._file.write(json.dumps({"key": key}) + "\n")
-        for section, rows in self._found.items():
-            for layer, row in rows.items():
-                self._write(section, layer, row)
+        fresh = path.with_name(f"{path.name}.part")  # until it is whole, the old one stays
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key}) + "\n")
+            file.writelines(
+                _line(section, layer, row)
+                for section, rows in self._found.items()
+                for layer, row in rows.items()
+            )
+        fresh.replace(path)
+        self._file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Notebook:
         return self
@@ -45,16 +50,13 @@ class Notebook:
     def add(self, section: str, layer: str, row: Fidelity) -> None:
         """Note one, on the disk at once."""
         self._found.setdefault(section, {})[layer] = row
-        self._write(section, layer, row)
+        self._file.write(_line(section, layer, row))
+        self._file.flush()
 
     def finish(self) -> None:
         """All is done: the file goes."""
         self._file.close()
         self._path.unlink(missing_ok=True)
-
-    def _write(self, section: str, layer: str, row: Fidelity) -> None:
-        self._file.write(json.dumps({"section": section, "layer": layer, "fidelity": asdict(row)}) + "\n")
-        self._file.flush()
 
     def _read(self, key: str) -> None:
         try:
@@ -66,3 +68,7 @@ class Notebook:
                 self._found.setdefault(row["section"], {})[row["layer"]] = Fidelity(**row["fidelity"])
         except (OSError, ValueError, KeyError, TypeError):
             return  # nothing yet, or a line that a kill cut in two: what was read before it holds
+
+
+def _line(section: str, layer: str, row: Fidelity) -> str:
+    return json.dumps({"section": section, "layer": layer, "fidelity": asdict(row)}) + "\n"

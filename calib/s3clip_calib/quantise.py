@@ -174,10 +174,10 @@ def _no_ranges(tensors: Collection[str]) -> object:
 
 def _give_back(made: onnx.ModelProto, model: onnx.ModelProto, changed: Collection[str]) -> None:
     """All nodes but the layers read again what they read before, also a weight that a layer shares."""
-    before = {node.name: node for node in model.graph.node if node.name}
-    for node in made.graph.node:
-        if node.name in before and node.name not in changed:
-            node.input[:] = before[node.name].input
+    before = {node.output[0]: node for node in model.graph.node if node.name not in changed}
+    for node in made.graph.node:  # known by what they make, as not all have a name
+        if node.output[0] in before:
+            node.input[:] = before[node.output[0]].input
     kept = {tensor.name for tensor in made.graph.initializer}
     read = {name for node in made.graph.node for name in node.input}
     made.graph.initializer.extend(

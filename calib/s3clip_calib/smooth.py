@@ -69,15 +69,15 @@ def migrate(model: onnx.ModelProto, layers: Sequence[Layer], by: Factors) -> onn
 
     def own(node: onnx.NodeProto, position: int) -> str:
         """The constant there, or a copy if others read it too, such as a norm with the same offset."""
-        name = node.input[position]
-        if readers[name] > 1:
-            readers[name] -= 1
-            node.input[position] = f"{name}_{node.name}_{position}"
-            copy = made.graph.initializer.add()
-            copy.CopyFrom(constants[name])
-            copy.name = node.input[position]
-            constants[copy.name] = copy
-        return node.input[position]
+        name = str(node.input[position])
+        if readers[name] == 1:
+            return name
+        readers[name] -= 1
+        copy = made.graph.initializer.add()
+        copy.CopyFrom(constants[name])
+        copy.name = node.input[position] = f"{name}_{node.name}_{position}"
+        constants[copy.name] = copy
+        return str(copy.name)
 
     def scale(name: str, factor: NDArray[np.float64]) -> None:
         array = numpy_helper.to_array(constants[name])
