@@ -17,11 +17,12 @@ from click.testing import CliRunner
 from PIL import Image
 from worlds import write_block_world
 
-from s3clip_calib.calibrate import Outcome, Wanted, calibrate
+from s3clip_calib.calibrate import Outcome, calibrate
 from s3clip_calib.candidates import FP8_ENGINE, INT8_ENGINE, OPENVINO, ORT
 from s3clip_calib.cli import main
 from s3clip_calib.fidelity import Fidelity
 from s3clip_calib.notebook import Notebook
+from s3clip_calib.selection import Wanted
 from s3clip_export.fp16.convert import write_fp16
 from s3clip_export.tensorrt.layers import check_precisions, eight_bit_products
 from s3clip_export.tensorrt.quantised import quantised_products
@@ -102,7 +103,7 @@ def test_every_target_is_proven_and_described(made: tuple[Path, Outcome], people
     assert "onnx-int8" in page
     assert bundle.manifest.attachments["calibration"].file == outcome.report
     manifest = bundle.manifest
-    known = {entry.file for entry in (*manifest.artefacts, *manifest.attachments.values())}
+    known = {a.file for a in manifest.artefacts} | {a.file for a in manifest.attachments.values()}
     assert {path.name for path in folder.iterdir()} == known | {"manifest.json"}  # nothing is left over
     assert not list(folder.parent.glob("*.jsonl"))
 

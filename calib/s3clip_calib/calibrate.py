@@ -9,86 +9,26 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from s3clip_calib.candidates import BASES, OPENVINO, TARGETS, Trial, Verdict, bits_of
-from s3clip_calib.choose import check_pool, choose, split
 from s3clip_calib.methods import prepare
 from s3clip_calib.notebook import Notebook
 from s3clip_calib.ranges import Bits
 from s3clip_calib.report import Evidence, check_report, render
-from s3clip_calib.samples import Plain, Sample, as_reference, embeddings, labels
-from s3clip_calib.statistics import describe
+from s3clip_calib.samples import Plain, as_reference, embeddings, labels
+from s3clip_calib.selection import Chosen, Wanted, choose_clips
 from s3clip_calib.study import Study, study
-from s3clip_calib.tracklets import Tracklet, read_clip, read_tracklets
+from s3clip_calib.tracklets import read_tracklets
 from s3clip_calib.workshop import Workshop
-from s3clip_runtime.errors import BundleError, ConfigError, DataError
+from s3clip_runtime.errors import BundleError, ConfigError
 from s3clip_runtime.inference.backends.openvino import openvino_problem
 from s3clip_runtime.inference.bundle import Bundle, attachment_of, write_manifest
 from s3clip_runtime.inference.cpus import cpu_model
 from s3clip_runtime.inference.manifest import PLAIN, Calibration, Manifest, Target
 from s3clip_runtime.inference.reference import write_reference
 from s3clip_runtime.inference.replace import replaced_bundle
-from s3clip_runtime.inference.spec import PLATFORMS
-
-LEAST_COUNT: Final = 8
-"""Calibration tracklets; fewer gave ranges that later clips passed."""
-
-LEAST_HELD: Final = 4
-"""Tracklets to choose methods by, and as many to prove the choice on."""
-
-POOL_FACTOR: Final = 4
-"""So many times the wanted tracklets are embedded to choose from: 1 to 2 s each at full size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What shall be made, and from how much.
-
-    Attributes:
-        targets: of `candidates.TARGETS`; None: all that the bundle and this machine allow.
-        count: calibration tracklets.
-        held: tracklets that methods are chosen by, and as many that the choice is proven on, at most.
-        seed: of every choice.
-    """
-
-    targets: tuple[Target, ...] | None = None
-    count: int = 32
-    held: int = 16
-    seed: int = 0
-
-    def check(self) -> None:
-        """Refuse what cannot work.
-
-        Raises:
-            ConfigError: too few tracklets, or a target that is none of calibration's.
-        """
-        if self.count < LEAST_COUNT:
-            raise ConfigError(
-                f"--tracklets {self.count}: must be at least {LEAST_COUNT}; ranges need examples"
-            )
-        if self.held < LEAST_HELD:
-            raise ConfigError(
-                f"--held {self.held}: must be at least {LEAST_HELD}; a ranking needs neighbours"
-            )
-        for target in self.targets or ():
-            if target not in TARGETS:
-                raise ConfigError(
-                    f"target {target} is not made by calibration; use {', '.join(map(str, TARGETS))}"
-                )
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """Clips by their use; no person is in two of them."""
-
-    calibration: Sequence[Sample]
-    tune: Sequence[Sample]
-    held: Sequence[Sample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +63,7 @@ def calibrate(folder: Path, data: Path, wanted: Wanted) -> Outcome:
     targets, left_out = _targets(bundle, wanted.targets)
     tracklets = read_tracklets(data)
     with Plain(bundle) as plain:
-        chosen = _choose(plain, tracklets, wanted)
+        chosen = choose_clips(plain, tracklets, wanted)
     with tempfile.TemporaryDirectory(prefix="s3clip-calib-") as scratch:
         key = _key(bundle, data, wanted, chosen)
         with Notebook(folder.resolve().with_name(f"{folder.resolve().name}-calibration.jsonl"), key) as notes:
@@ -181,55 +121,6 @@ def _hindrance(bundle: Bundle, target: Target) -> str | None:
     if target == OPENVINO:
         return openvino_problem("int8")
     return None
-
-
-def _choose(plain: Plain, tracklets: Sequence[Tracklet], wanted: Wanted) -> Chosen:
-    """Calibration tracklets by k-centre, and people apart from them to choose and to prove by."""
-    pool, others = split(tracklets, wanted.seed)
-    check_pool(pool, wanted.count)
-    tune, held = split(others, wanted.seed)
-    for name, part in (("choose methods by", tune), ("prove them on", held)):
-        if len(part) < LEAST_HELD:
-            raise DataError(
-                f"{len(tracklets)} tracklets leave {len(part)} to {name}, must be at least {LEAST_HELD}; "
-                "add tracklets of other people"
-            )
-    statistics = np.stack([describe(read_clip(tracklet)) for tracklet in pool])
-    few = _picked(
-        np.zeros((len(pool), 1), np.float32), statistics, pool, POOL_FACTOR * wanted.count, wanted.seed
-    )
-    seen = plain.samples([pool[i] for i in few], "embed pool")
-    order = _picked(embeddings(seen), statistics[few], [s.tracklet for s in seen], wanted.count, wanted.seed)
-    return Chosen(
-        [seen[i] for i in order],
-        plain.samples(_some(tune, wanted), "embed tune"),
-        plain.samples(_some(held, wanted), "embed held out"),
-    )
-
-
-def _picked(
-    vectors: NDArray[np.float32],
-    statistics: NDArray[np.float32],
-    tracklets: Sequence[Tracklet],
-    count: int,
-    seed: int,
-) -> list[int]:
-    groups = [f"{PLATFORMS[tracklet.platform]} {tracklet.camera}" for tracklet in tracklets]
-    return choose(vectors, statistics, groups, min(count, len(tracklets)), seed)
-
-
-def _some(tracklets: Sequence[Tracklet], wanted: Wanted) -> list[Tracklet]:
-    """At most `held` of them, of whole identities, so that there is something to find."""
-    people: dict[str, list[Tracklet]] = {}
-    for tracklet in tracklets:
-        people.setdefault(tracklet.identity or tracklet.name, []).append(tracklet)
-    order = np.random.default_rng(wanted.seed).permutation(len(people))
-    groups = list(people.values())
-    taken: list[Tracklet] = []
-    for place in order:
-        if len(taken) + len(groups[place]) <= wanted.held:
-            taken += groups[place]
-    return taken if len(taken) >= LEAST_HELD else list(tracklets[: wanted.held])
 
 
 def _key(bundle: Bundle, data: Path, wanted: Wanted, chosen: Chosen) -> str:

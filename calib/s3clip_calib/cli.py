@@ -45,7 +45,8 @@ def main(bundle: Path, data: Path, targets: tuple[str, ...], tracklets: int, hel
     What does not rank like the float32 model is left out, and the report in the bundle says why.
     """
     with needs_extra("calib"):
-        from s3clip_calib.calibrate import Wanted, calibrate
+        from s3clip_calib.calibrate import calibrate
+        from s3clip_calib.selection import Wanted
     from s3clip_runtime.inference.manifest import Target
 
     wanted = Wanted(tuple(map(Target.parse, targets)) or None, tracklets, held, seed)
