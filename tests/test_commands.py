@@ -14,6 +14,7 @@ MODULES = {
     "s3clip-export": "s3clip_export.cli",
     "s3clip-doctor": "s3clip_runtime.cli.doctor",
     "s3clip-bench": "s3clip_export.bench",
+    "s3clip-calib": "s3clip_calib.cli",
 }
 
 
@@ -52,6 +53,13 @@ def test_a_missing_extra_is_named(module: str, words: list[str], extra: str) -> 
     done = call(module, *words, without="torch")
     assert done.returncode == 2
     assert f'torch is not installed; this command needs: pip install "s3clip[{extra}]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_calibration_names_its_extra() -> None:
+    done = call("s3clip_calib.cli", "bundle", "data", without="onnx")
+    assert done.returncode == 2
+    assert 'onnx is not installed; this command needs: pip install "s3clip[calib]"' in done.stderr
     assert "Traceback" not in done.stderr
 
 
