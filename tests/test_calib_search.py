@@ -23,21 +23,24 @@ from s3clip_calib.sensitivity import Sensitivity, embed, sensitivities
 
 
 def check_pieces(model: onnx.ModelProto, feed: Feed, stream: str) -> list[str]:
-    """Every layer is in one piece and every rest gives what the whole gives; the cuts' names."""
+    """Every layer is in one piece, and pieces in a row give what the whole gives; the cuts' names."""
     layers = find_layers(model)
     found = list(pieces(model, layers, stream))
     assert [layer for piece in found for layer in piece.layers] == list(layers)
     expected, current = outputs(model, feed), dict(feed)
     for number, piece in enumerate(found):
-        assert (piece.before is None) == (number == 0)
-        if piece.before is not None:
-            current |= outputs(piece.before, {i.name: current[i.name] for i in piece.before.graph.input})
-        onnx.checker.check_model(piece.rest, full_check=True)
-        names = {node.name for node in piece.rest.graph.node}
-        assert {layer.name for later in found[number:] for layer in later.layers} <= names
-        assert not {layer.name for earlier in found[:number] for layer in earlier.layers} & names
-        given = outputs(piece.rest, {i.name: current[i.name] for i in piece.rest.graph.input})
-        assert given.keys() == expected.keys()
+        for graph in (piece.inner, piece.after):
+            if graph is not None:
+                onnx.checker.check_model(graph, full_check=True)
+        assert {layer.name for layer in piece.layers} <= {node.name for node in piece.inner.graph.node}
+        assert (piece.after is None) == (number == len(found) - 1)
+        current |= outputs(piece.inner, {i.name: current[i.name] for i in piece.inner.graph.input})
+        given = current
+        if piece.after is not None:
+            names = {node.name for node in piece.after.graph.node}
+            assert {layer.name for later in found[number + 1 :] for layer in later.layers} <= names
+            assert not {layer.name for earlier in found[: number + 1] for layer in earlier.layers} & names
+            given = outputs(piece.after, {i.name: current[i.name] for i in piece.after.graph.input})
         for name, array in expected.items():
             np.testing.assert_array_equal(given[name], array, err_msg=f"{piece.cut}: {name}")
     return [piece.cut for piece in found]

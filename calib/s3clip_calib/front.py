@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from s3clip_calib.fidelity import Fidelity
 from s3clip_calib.sensitivity import Sensitivity
 
-STEPS = 8
+STEPS = 6
 """Points of the walk, evenly spread over the multiply-adds."""
 
 REFINEMENTS = 4

@@ -18,15 +18,15 @@ class Piece:
 
     Attributes:
         layers: of this piece.
-        before: graph from the last cut to this one; None for the first piece.
-        rest: graph from this cut to the outputs; it holds the layers.
-        cut: tensor that `before` gives and `rest` takes in the place of `stream`.
+        cut: the tensor that it reads in the place of the whole graph's stream.
+        inner: graph from this cut to the next one, or to the outputs; it holds the layers.
+        after: graph from the next cut to the outputs; None for the last piece.
     """
 
     layers: tuple[Layer, ...]
-    before: onnx.ModelProto | None
-    rest: onnx.ModelProto
     cut: str
+    inner: onnx.ModelProto
+    after: onnx.ModelProto | None
 
 
 def pieces(model: onnx.ModelProto, layers: Sequence[Layer], stream: str) -> Iterator[Piece]:
@@ -41,13 +41,13 @@ def pieces(model: onnx.ModelProto, layers: Sequence[Layer], stream: str) -> Iter
     extractor = onnx.utils.Extractor(model)
     sides = [value.name for value in model.graph.input if value.name != stream]
     outputs = [value.name for value in model.graph.output]
-    before: onnx.ModelProto | None = None
     cut = stream
     for part, following in _parts(model, layers, stream):
-        yield Piece(part, before, extractor.extract_model([cut, *sides], outputs), cut)
-        if following is not None:
-            before = extractor.extract_model([cut, *sides], [following])
-            cut = following
+        ends = outputs if following is None else [following]
+        inner = extractor.extract_model([cut, *sides], ends)
+        after = None if following is None else extractor.extract_model([following, *sides], outputs)
+        yield Piece(part, cut, inner, after)
+        cut = following or cut
 
 
 def _parts(

@@ -19,7 +19,7 @@ Run = Callable[[Feed], dict[str, NDArray[Any]]]
 
 @contextmanager
 def open_graph(model: onnx.ModelProto, *, threads: int | None = None) -> Iterator[Run]:
-    """A function that runs the graph: inputs by name in, outputs by name out.
+    """A function that runs the graph: it takes the inputs that it needs from a feed, and gives outputs by name.
 
     Args:
         model: whose products are computed as the file says; large graphs are freed with the block.
@@ -41,11 +41,12 @@ def open_graph(model: onnx.ModelProto, *, threads: int | None = None) -> Iterato
         session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # the errors of ONNX Runtime have no base class but Exception
         raise BackendError(f"ONNX Runtime cannot load graph {model.graph.name}: {error}") from error
+    inputs = [one.name for one in session.get_inputs()]
     names = [output.name for output in session.get_outputs()]
 
     def run(feed: Feed) -> dict[str, NDArray[Any]]:
         try:
-            return dict(zip(names, session.run(names, dict(feed)), strict=True))
+            return dict(zip(names, session.run(names, {name: feed[name] for name in inputs}), strict=True))
         except Exception as error:
             raise BackendError(f"ONNX Runtime cannot run graph {model.graph.name}: {error}") from error
 

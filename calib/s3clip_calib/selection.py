@@ -24,7 +24,7 @@ LEAST_COUNT: Final = 8
 LEAST_HELD: Final = 4
 """Tracklets to choose methods by, and as many to prove the choice on."""
 
-POOL_FACTOR: Final = 4
+POOL_FACTOR: Final = 2
 """So many times the wanted tracklets are embedded to choose from: 1 to 2 s each at full size."""
 
 

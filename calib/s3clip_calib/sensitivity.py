@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from s3clip_calib.fidelity import Fidelity, fidelity
 from s3clip_calib.layers import Layer, find_layers
-from s3clip_calib.pieces import Piece, pieces
+from s3clip_calib.pieces import pieces
 from s3clip_calib.quantise import quantise
 from s3clip_calib.ranges import Bits
 from s3clip_calib.run import Feed, open_graph
@@ -82,20 +83,23 @@ def _measured(
 ) -> Iterator[tuple[str, Fidelity]]:
     at_cut: list[Feed] = list(feeds)
     for piece in pieces(model, layers, STREAM):
-        at_cut = _moved_on(piece, at_cut)
-        for layer in piece.layers:
-            if layer.name not in known:
-                graph = quantise(piece.rest, [layer], limits, bits)
-                yield layer.name, fidelity(expected, embed(graph, at_cut))
+        todo = [layer for layer in piece.layers if layer.name not in known]
+        with ExitStack() as opened:
+            after = opened.enter_context(open_graph(piece.after)) if piece.after and todo else None
+            for layer in todo:
+                graph = quantise(piece.inner, [layer], limits, bits)
+                ends = _carried(graph, at_cut, piece.cut)
+                found = [end if after is None else after(end) for end in ends]
+                embeddings = np.concatenate([one["embedding"] for one in found])
+                yield layer.name, fidelity(expected, embeddings)
+        if piece.after is not None:
+            at_cut = _carried(piece.inner, at_cut, piece.cut)
 
 
-def _moved_on(piece: Piece, feeds: list[Feed]) -> list[Feed]:
-    """The feeds of the piece's own cut."""
-    if piece.before is None:
-        return feeds
-    with open_graph(piece.before) as run:
-        names = {value.name for value in piece.rest.graph.input}
-        return [{k: v for k, v in {**feed, **run(feed)}.items() if k in names} for feed in feeds]
+def _carried(graph: onnx.ModelProto, feeds: Sequence[Feed], cut: str) -> list[Feed]:
+    """The feeds behind a piece: what it gives takes the place of what it read."""
+    with open_graph(graph) as run:
+        return [{n: a for n, a in feed.items() if n != cut} | run(feed) for feed in feeds]
 
 
 def embed(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> NDArray[np.float32]:
