@@ -11,7 +11,7 @@ from s3clip_calib.sensitivity import Sensitivity
 STEPS = 6
 """Points of the walk, evenly spread over the multiply-adds."""
 
-REFINEMENTS = 4
+REFINEMENTS = 5
 """Halvings of the gap between the last allowed point and the first that is not."""
 
 

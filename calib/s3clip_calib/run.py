@@ -19,7 +19,7 @@ Run = Callable[[Feed], dict[str, NDArray[Any]]]
 
 @contextmanager
 def open_graph(model: onnx.ModelProto, *, threads: int | None = None) -> Iterator[Run]:
-    """A function that runs the graph: it takes the inputs that it needs from a feed, and gives outputs by name.
+    """A function that runs the graph: it takes what it needs of a feed, and gives outputs by name.
 
     Args:
         model: whose products are computed as the file says; large graphs are freed with the block.
