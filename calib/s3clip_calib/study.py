@@ -84,7 +84,8 @@ def study(
         notebook: keeps what was measured.
     """
     total = len(combinations(bits))
-    bar = tqdm(try_methods(prepared, bits, feeds, expected), f"{bits} methods", total, leave=False)
+    made = try_methods(prepared, bits, feeds, expected)
+    bar = tqdm(made, f"{bits} methods", total, leave=False, disable=None)
     trials = tuple(bar)
     best = min(trials, key=lambda trial: trial.fidelity.loss)
     one = next(p for p in prepared if p.smoothing == best.smoothing)
@@ -98,7 +99,7 @@ def study(
         chosen = [layer for layer in one.layers if layer.name in layers]
         return fidelity(expected, embed(quantise(one.model, chosen, limits, bits), feeds))
 
-    with tqdm(desc=f"{bits} front", unit="point", total=STEPS + 1, leave=False) as steps:
+    with tqdm(desc=f"{bits} front", unit="point", total=STEPS + 1, leave=False, disable=None) as steps:
         points = walk(rows, measure, bounds_of(bits))
     return Study(bits, trials, best.method, one, tuple(rows), tuple(points))
 
@@ -121,7 +122,12 @@ def _rows(
 ) -> list[Sensitivity]:
     known = notebook.known(section)
     with tqdm(
-        desc=f"{bits} layers", total=len(one.layers), initial=len(known), unit="layer", leave=False
+        desc=f"{bits} layers",
+        total=len(one.layers),
+        initial=len(known),
+        unit="layer",
+        leave=False,
+        disable=None,
     ) as bar:
 
         def keep(layer: str, found: Fidelity) -> None:
