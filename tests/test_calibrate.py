@@ -26,6 +26,7 @@ from s3clip_calib.selection import Wanted
 from s3clip_export.fp16.convert import write_fp16
 from s3clip_export.tensorrt.layers import check_precisions, eight_bit_products
 from s3clip_export.tensorrt.quantised import quantised_products
+from s3clip_export.tiers import add_proven_tiers
 from s3clip_runtime.errors import BundleError, ConfigError, DataError
 from s3clip_runtime.inference.bundle import Bundle, write_manifest
 from s3clip_runtime.inference.cpus import cpu_flags, lacking_instructions
@@ -322,3 +323,22 @@ def test_too_few_people_to_prove_on(tmp_path: Path, people: Path) -> None:
     data = write_block_world(tmp_path / "data", train=3, test=4, tracklets=1)
     with pytest.raises(DataError, match=r"14 tracklets leave \d to .*, must be at least 4"):
         calibrate(copy_of_demo(tmp_path / "bundle"), data, Wanted((ORT,), count=8, held=8))
+
+
+@has_int8
+def test_targets_may_be_calibrated_one_after_the_other(tmp_path: Path, people: Path) -> None:
+    """A tier of s3clip-export, and an older calibration, keep their files until they are made anew."""
+    folder = copy_of_demo(tmp_path / "bundle")
+    add_proven_tiers(folder, (OPENVINO,))
+    before = Bundle.open(folder).artefact("encode", OPENVINO)
+    calibrate(folder, people, Wanted((ORT,), count=8, held=8))
+    bundle = Bundle.open(folder)
+    assert bundle.artefact("encode", OPENVINO) == before
+    first = bundle.artefact("encode", ORT)
+    calibrate(folder, people, Wanted((OPENVINO,), count=8, held=8, seed=1))
+    bundle = Bundle.open(folder)
+    assert bundle.artefact("encode", ORT) == first
+    assert [one.target for one in bundle.manifest.calibrations] == ["onnx-int8", "openvino-int8"]
+    assert bundle.artefact("encode", OPENVINO) != before
+    assert not (folder / before.file).exists()
+    assert len(list(folder.glob("calibration-*.html"))) == 1

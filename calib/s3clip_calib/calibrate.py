@@ -221,8 +221,9 @@ def _record(
 
 
 def _tidy(folder: Path, manifest: Manifest) -> None:
-    """Remove graphs of candidates that were not taken."""
-    known = {artefact.file for artefact in manifest.artefacts}
-    for path in folder.glob("*.onnx"):
+    """Remove graphs of candidates that were not taken, and what the new ones took the place of."""
+    known = {entry.file for entry in manifest.artefacts}
+    known |= {entry.file for entry in manifest.attachments.values()}
+    for path in (*folder.glob("*.onnx"), *folder.glob("calibration-*.html")):
         if path.name not in known:
             path.unlink()

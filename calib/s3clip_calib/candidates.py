@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -128,6 +129,14 @@ class Trial:
         """A graph of the draft."""
         return Bundle(self.folder, self.manifest).file(role, target)
 
+    def save(self, graph: onnx.ModelProto, stem: str) -> Path:
+        """Write a graph into the draft, under a name with its hash: no file of the old bundle is touched."""
+        data = graph.SerializeToString()
+        path = self.folder / f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}.onnx"
+        if not path.exists():
+            path.write_bytes(data)
+        return path
+
 
 def base_precision(target: Target) -> Target:
     """What a CPU target is to be faster than: its backend's best without 8 bits."""
@@ -175,10 +184,10 @@ def fastest(timed: Sequence[Timed]) -> list[Point]:
     return [o.point for o in (*sorted(ties, key=lambda one: -one.point.share), *others)]
 
 
-def dynamic_candidate(trial: Trial, study: Study, path: Path) -> Candidate:
+def dynamic_candidate(trial: Trial, study: Study, scratch: Path) -> Candidate:
     """`encode` with int8 weights alone, whose activations OpenVINO rounds with scales of every run's own."""
-    path.unlink(missing_ok=True)  # it may be a link to a file of the old bundle
-    write_int8(trial.file("encode", PLAIN), path)
+    write_int8(trial.file("encode", PLAIN), scratch / "columns.onnx")
+    path = trial.save(onnx.load(scratch / "columns.onnx"), "encode.columns")
     with opened("encode", {"dynamic": (path, OPENVINO)}) as sessions:
         run = sessions["dynamic"].run
         found = np.concatenate([run(sample.feed)["embedding"] for sample in trial.tune])

@@ -91,7 +91,7 @@ class Workshop:
     def _half(self, target: Target, found: Study, point: Point) -> Candidate:
         def write() -> Path:
             graph = half_graph(self._trial.file("encode", BASES[target]), found, point)
-            return self._saved(graph, f"encode.{target.precision}.onnx")
+            return self._trial.save(graph, f"encode.{target.precision}")
 
         return Candidate(found.method, point, write)
 
@@ -100,8 +100,7 @@ class Workshop:
         self.timed[target] = time_points(target, found, self._trial.tune, self._scratch)
         candidates = [self._static(found, point) for point in fastest(self.timed[target])]
         if target == OPENVINO:
-            path = self._trial.folder / "encode.int8.onnx"
-            candidates.append(dynamic_candidate(self._trial, found, path))
+            candidates.append(dynamic_candidate(self._trial, found, self._scratch))
         # Of each method the best: sets with fewer layers follow the fastest one of theirs.
         taken = self.encoders[target] = self._race(target, {o.method: o for o in reversed(candidates)})
         tried = [f"{o.method}: {'; '.join(o.point.faults)}" for o in candidates if o.point.faults]
@@ -110,7 +109,7 @@ class Workshop:
 
     def _static(self, found: Study, point: Point) -> Candidate:
         def write() -> Path:
-            return self._saved(found.graph(point.layers), f"encode.qdq-{len(point.layers)}.onnx")
+            return self._trial.save(found.graph(point.layers), "encode.int8")
 
         return Candidate(found.method, point, write)
 
@@ -141,10 +140,4 @@ class Workshop:
     def _written_forms(self, plain: Path, seen: Sequence[NDArray[np.uint8]]) -> dict[str, Path]:
         (prepared,) = prepare(onnx.load(plain), [{"crops": crops} for crops in seen], (None,))
         graphs = int8_forms(prepared)
-        return {form: self._saved(graph, f"enhance.qdq-{form}.onnx") for form, graph in graphs.items()}
-
-    def _saved(self, graph: onnx.ModelProto, name: str) -> Path:
-        path = self._trial.folder / name
-        path.unlink(missing_ok=True)  # it may be a link to a file of the old bundle
-        onnx.save(graph, path)
-        return path
+        return {form: self._trial.save(graph, "enhance.int8") for form, graph in graphs.items()}
