@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.calibration_clips import Clips
-from benchmarks.calibration_naive import NAIVE, gate, quantise_naively
+from benchmarks.calibration_naive import NAIVE, gate, quantise_naively, without_folder
 from benchmarks.calibration_records import Engine, Figures, Kind, MethodRow, Methods, best_static
 from s3clip_calib.candidates import OPENVINO, ORT, opened
 from s3clip_calib.columns import write_int8
@@ -94,16 +94,17 @@ class Contest:
 
     def show(self, way: Way) -> None:
         """Measure how one ranks; what no engine can run here is noted as refused."""
-        name, able = f"{way.name}, {next(iter(way.files))}", None
+        engine, (path, target) = next(iter(way.files.items()))
+        name = f"{way.name}, {engine}"
         try:
-            with opened("encode", {name: next(iter(way.files.values()))}) as sessions:
-                able = [sessions[name].run(feed)["embedding"] for feed in self.feeds]
+            with opened("encode", {name: (path, target)}) as sessions:
+                found = [sessions[name].run(feed)["embedding"] for feed in self.feeds]
         except BackendError as error:
-            self.refused[name] = str(error).replace(f"{self.scratch}/", "")
-        if able is not None:
-            self.add(way, np.concatenate(able))
-            if way.timed:
-                self.racers.append(way)
+            self.refused[name] = without_folder(error, path.parent)
+            return
+        self.add(way, np.concatenate(found))
+        if way.timed:
+            self.racers.append(way)
 
     def add(self, way: Way, found: NDArray[np.float32]) -> None:
         """Note a row by its embeddings of the measured clips."""
@@ -255,7 +256,7 @@ def race(contest: Contest, rounds: int) -> Rounds:
                     session = stack.enter_context(opened("encode", {name: file}))[name]
                     session.run(inputs[0])
                 except BackendError as error:
-                    contest.refused[name] = str(error).replace(f"{contest.scratch}/", "")
+                    contest.refused[name] = without_folder(error, file[0].parent)
                     continue
                 calls[name] = partial(_run_next, session, cycle(inputs))
         with tqdm(desc="race", total=len(calls) * (rounds + 1), unit="call") as bar:

@@ -81,7 +81,12 @@ def gate(clips: Clips, path: Path, scratch: Path) -> tuple[str, ...]:
     try:
         *_, faults = show_to_gate(trial, ORT, artefacts_of(trial, ORT, {"encode": encoder}))
     except S3ClipError as error:  # such as embeddings that are not finite
-        return (str(error).replace(f"{scratch}/", ""),)
+        return (without_folder(error, scratch),)
     finally:
         shutil.rmtree(folder)
     return tuple(faults)
+
+
+def without_folder(error: Exception, folder: Path) -> str:
+    """The error in one line, with files named as they are in the folder: the page is for other machines."""
+    return " ".join(str(error).replace(f"{folder}/", "").split())

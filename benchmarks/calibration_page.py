@@ -65,7 +65,7 @@ def render(reports: Sequence[CalibrationReport], plots: Path) -> str:
     blocks = [_INTRO]
     for report in reports:
         names = {what: f"{plots.name}/{name}" for what, name in draw(report, plots).items()}
-        blocks += [f"## {report.setup.bundle}", _head(report)]
+        blocks += [f"## {report.name}: {report.setup.bundle}", _head(report)]
         if report.methods is not None:
             blocks += _methods(report.methods, names["methods"])
         if report.stability is not None:
@@ -114,9 +114,7 @@ def _disturbed(methods: Methods) -> str:
     share = f"{100 * methods.foreign_load:.0f} %"
     if methods.foreign_load <= QUIET:
         return f"{text}; other processes took {share} of the cores."
-    return (
-        f"{text}. **Disturbed**: other processes took {share} of the cores, so compare, and trust no number."
-    )
+    return f"{text}. **Disturbed**: other processes took {share} of the cores: read ratios, not times."
 
 
 def _method_cells(row: MethodRow, layers: int) -> list[str]:
@@ -227,7 +225,7 @@ def _study(part: StudyPart, report: CalibrationReport, names: Mapping[str, str])
         takers = [target for target, taken in part.taken.items() if taken == place]
         rows.append(
             [
-                f"{100 * point.share:.0f} %",
+                f"{100 * point.share:.1f} %",
                 str(len(point.layers)),
                 *_figure_cells(point.figures),
                 *(f"{point.ms[target]:.1f}" for target in targets),

@@ -151,7 +151,7 @@ class PointRow(Record):
     """A point of the walk; `ms` has the targets that run here, median milliseconds of `encode` a clip."""
 
     layers: tuple[str, ...]
-    share: Annotated[FiniteFloat, Field(ge=0, le=1 + 1e-9)]
+    share: Annotated[FiniteFloat, Field(ge=0, le=1)]
     figures: Figures
     faults: tuple[str, ...]
     ms: dict[str, PositiveFloat]
