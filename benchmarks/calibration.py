@@ -11,6 +11,7 @@ stay as they were, so that hours can be measured in pieces. The second draws pic
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from benchmarks.calibration_clips import Clips, read_clips
 from benchmarks.calibration_methods import BITS, measure_methods
 from benchmarks.calibration_page import render
 from benchmarks.calibration_records import (
+    NAME,
     CalibrationReport,
     Methods,
     Setup,
@@ -78,6 +80,8 @@ def measure(
     out: Path,
 ) -> None:
     """Measure BUNDLE on DATA, a folder of tracklets with identities; writes OUT's name with -NAME.json."""
+    if re.fullmatch(NAME, name) is None:
+        raise ConfigError(f"--name must be lower case words, digits and hyphens, found {name!r}; rename it")
     file = out.with_name(f"{out.stem}-{name}.json")
     check_writable(file)
     if "methods" in skip and "stability" not in skip and (not file.exists() or read(file).methods is None):
@@ -88,9 +92,8 @@ def measure(
     setup = _setup(read_in, data)
     if mixed is not None:
         check_calibrated(plain, mixed, setup)
-    report = begun(file, name, about, setup)
+    keep = _Keeper(file, begun(file, name, about, setup))
     with tempfile.TemporaryDirectory(prefix="s3clip-calibration-") as scratch:
-        keep = _Keeper(file, report)
         if "methods" not in skip:
             keep(measure_methods(read_in, mixed, rounds, Path(scratch)))
         if "stability" not in skip:
@@ -117,6 +120,7 @@ class _Keeper:
     def __init__(self, file: Path, report: CalibrationReport) -> None:
         self._file = file
         self.report = report
+        write(file, report)
 
     def __call__(self, part: Methods | Stability | StudyPart) -> None:
         self.report = self.report.with_part(part)

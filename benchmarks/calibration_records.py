@@ -30,6 +30,9 @@ from s3clip_runtime.inference.records import Record, write_record
 
 SCHEMA_VERSION: Final = 1
 
+NAME: Final = "[a-z0-9]+(-[a-z0-9]+)*"
+"""Regular expression of a report's name, which becomes a part of files' names."""
+
 Engine = Literal["onnxruntime", "openvino"]
 Kind = Literal["plain", "static", "naive", "mixed"]
 Way = Literal["k-centre", "random"]
@@ -202,7 +205,7 @@ class CalibrationReport(Record):
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+    name: Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
     about: str
     setup: Setup
     methods: Methods | None = None

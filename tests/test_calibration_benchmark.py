@@ -150,6 +150,13 @@ def test_stability_asks_for_methods_first(tmp_path: Path) -> None:
     assert "stability needs the best one" in done.output
 
 
+def test_a_name_that_no_file_should_have_is_refused(tmp_path: Path) -> None:
+    words = ["BUNDLE", "DATA", "--name", "../up", "-o", str(tmp_path / "r.md")]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert "found '../up'; rename it" in done.output
+
+
 def page_of(tmp_path: Path, report: CalibrationReport) -> tuple[str, dict[str, Any]]:
     """The page, and the file's content as plain JSON."""
     file = tmp_path / "results-tiny.json"
