@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.calibration import main
-from benchmarks.calibration_records import (
+from benchmarks.calibration.__main__ import main
+from benchmarks.calibration.records import (
     CalibrationReport,
     Figures,
     LayerRow,

@@ -86,38 +86,38 @@ def choose_clips(plain: Plain, tracklets: Sequence[Tracklet], wanted: Wanted) ->
                 "add tracklets of other people"
             )
     statistics = np.stack([describe(read_clip(tracklet)) for tracklet in pool])
-    few = _picked(
+    few = picked(
         np.zeros((len(pool), 1), np.float32), statistics, pool, POOL_FACTOR * wanted.count, wanted.seed
     )
     seen = plain.samples([pool[i] for i in few], "embed pool")
-    order = _picked(embeddings(seen), statistics[few], [s.tracklet for s in seen], wanted.count, wanted.seed)
+    order = picked(embeddings(seen), statistics[few], [s.tracklet for s in seen], wanted.count, wanted.seed)
     return Chosen(
         [seen[i] for i in order],
-        plain.samples(_some(tune, wanted), "embed tune"),
-        plain.samples(_some(held, wanted), "embed held out"),
+        plain.samples(some_people(tune, wanted.held, wanted.seed), "embed tune"),
+        plain.samples(some_people(held, wanted.held, wanted.seed), "embed held out"),
     )
 
 
-def _picked(
+def picked(
     vectors: NDArray[np.float32],
     statistics: NDArray[np.float32],
     tracklets: Sequence[Tracklet],
     count: int,
     seed: int,
 ) -> list[int]:
+    """Places of `count` tracklets, or of all if they are fewer, balanced over platforms and cameras."""
     groups = [f"{PLATFORMS[tracklet.platform]} {tracklet.camera}" for tracklet in tracklets]
     return choose(vectors, statistics, groups, min(count, len(tracklets)), seed)
 
 
-def _some(tracklets: Sequence[Tracklet], wanted: Wanted) -> list[Tracklet]:
-    """At most `held` of them, of whole identities, so that there is something to find."""
+def some_people(tracklets: Sequence[Tracklet], most: int, seed: int) -> list[Tracklet]:
+    """At most so many, of whole identities where that leaves enough: so there is something to find."""
     people: dict[str, list[Tracklet]] = {}
     for tracklet in tracklets:
         people.setdefault(tracklet.identity or tracklet.name, []).append(tracklet)
-    order = np.random.default_rng(wanted.seed).permutation(len(people))
     groups = list(people.values())
     taken: list[Tracklet] = []
-    for place in order:
-        if len(taken) + len(groups[place]) <= wanted.held:
+    for place in np.random.default_rng(seed).permutation(len(groups)):
+        if len(taken) + len(groups[place]) <= most:
             taken += groups[place]
-    return taken if len(taken) >= LEAST_HELD else list(tracklets[: wanted.held])
+    return taken if len(taken) >= LEAST_HELD else list(tracklets[:most])

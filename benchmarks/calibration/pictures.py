@@ -13,7 +13,7 @@ import onnx
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.calibration_records import CalibrationReport, Methods, Stability, StudyPart
+from benchmarks.calibration.records import CalibrationReport, Methods, Stability, StudyPart
 from s3clip_calib.candidates import Timed
 from s3clip_calib.front import Point
 from s3clip_calib.layers import Layer

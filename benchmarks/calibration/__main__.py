@@ -20,10 +20,10 @@ from typing import Final
 
 import click
 
-from benchmarks.calibration_clips import Clips, read_clips
-from benchmarks.calibration_methods import BITS, measure_methods
-from benchmarks.calibration_page import render
-from benchmarks.calibration_records import (
+from benchmarks.calibration.clips import Clips, read_clips
+from benchmarks.calibration.methods import BITS, measure_methods
+from benchmarks.calibration.page import render
+from benchmarks.calibration.records import (
     NAME,
     CalibrationReport,
     Methods,
@@ -35,7 +35,7 @@ from benchmarks.calibration_records import (
     read,
     write,
 )
-from benchmarks.calibration_study import check_calibrated, measure_stability, measure_study
+from benchmarks.calibration.study import check_calibrated, measure_stability, measure_study
 from s3clip_calib.samples import Sample
 from s3clip_runtime.bench.machine import fingerprint
 from s3clip_runtime.bench.report_file import check_writable

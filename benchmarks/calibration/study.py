@@ -12,8 +12,8 @@ from typing import Final
 
 from tqdm import tqdm
 
-from benchmarks.calibration_clips import Clips
-from benchmarks.calibration_records import (
+from benchmarks.calibration.clips import Clips
+from benchmarks.calibration.records import (
     Figures,
     LayerRow,
     MethodRow,

@@ -9,21 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from s3clip_calib.calibrate import POOL_FACTOR
-from s3clip_calib.choose import check_pool, choose, split
+from s3clip_calib.choose import check_pool, split
 from s3clip_calib.methods import Prepared, prepare
 from s3clip_calib.samples import Plain, Sample, embeddings
+from s3clip_calib.selection import LEAST_HELD, POOL_FACTOR, picked, some_people
 from s3clip_calib.statistics import describe
 from s3clip_calib.tracklets import Tracklet, read_clip, read_tracklets
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.manifest import PLAIN
-from s3clip_runtime.inference.spec import PLATFORMS
-
-LEAST_CLIPS = 4
-"""On each side, tune and held: a ranking needs neighbours."""
 
 
 class Pool:
@@ -51,21 +46,16 @@ class Pool:
 
     def k_centre(self, count: int, seed: int) -> list[int]:
         """As `s3clip-calib` chooses: by statistics those that are embedded, by both among these."""
-        every = range(len(self.tracklets))
         nothing = np.zeros((len(self.tracklets), 1), np.float32)
-        few = self._picked(nothing, every, min(POOL_FACTOR * count, len(every)), seed)
-        order = self._picked(embeddings(self.samples(few)), few, count, seed)
+        few = picked(nothing, self._statistics, self.tracklets, POOL_FACTOR * count, seed)
+        seen = self.samples(few)
+        order = picked(embeddings(seen), self._statistics[few], [s.tracklet for s in seen], count, seed)
         return [few[place] for place in order]
 
     def at_random(self, count: int, seed: int) -> list[int]:
         """All alike, whatever they show."""
         drawn = np.random.default_rng(seed).choice(len(self.tracklets), count, replace=False)
         return [int(row) for row in drawn]
-
-    def _picked(self, vectors: NDArray[np.float32], rows: Sequence[int], count: int, seed: int) -> list[int]:
-        tracklets = [self.tracklets[row] for row in rows]
-        groups = [f"{PLATFORMS[tracklet.platform]} {tracklet.camera}" for tracklet in tracklets]
-        return choose(vectors, self._statistics[list(rows)], groups, count, seed)
 
 
 @dataclass(frozen=True)
@@ -118,27 +108,14 @@ def read_clips(bundle: Bundle, data: Path, tracklets: int, clips: int, seed: int
     """
     pool, others = split(read_tracklets(data), seed)
     check_pool(pool, tracklets)
-    sides = [_some(side, clips // 2, seed) for side in split(others, seed)]
-    if min(map(len, sides)) < LEAST_CLIPS:
+    sides = [some_people(side, clips // 2, seed) for side in split(others, seed)]
+    if min(map(len, sides)) < LEAST_HELD:
         raise DataError(
             f"{data.name} leaves {min(map(len, sides))} tracklets to measure on, must be at least "
-            f"{LEAST_CLIPS}; add tracklets of other people or raise --clips"
+            f"{LEAST_HELD}; add tracklets of other people or raise --clips"
         )
     chosen = Pool(bundle, pool)
     calibration = chosen.samples(chosen.k_centre(tracklets, seed))
     with Plain(bundle) as plain:
         tune, held = (plain.samples(side, "embed measured") for side in sides)
     return Clips(bundle, chosen, calibration, tune, held, seed)
-
-
-def _some(tracklets: Sequence[Tracklet], most: int, seed: int) -> list[Tracklet]:
-    """At most so many, of whole identities, so that there is something to find."""
-    people: dict[str, list[Tracklet]] = {}
-    for tracklet in tracklets:
-        people.setdefault(tracklet.identity or tracklet.name, []).append(tracklet)
-    groups = list(people.values())
-    taken: list[Tracklet] = []
-    for place in np.random.default_rng(seed).permutation(len(groups)):
-        if len(taken) + len(groups[place]) <= most:
-            taken += groups[place]
-    return taken

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.calibration_pictures import draw
-from benchmarks.calibration_records import (
+from benchmarks.calibration.pictures import draw
+from benchmarks.calibration.records import (
     CalibrationReport,
     Figures,
     MethodRow,

@@ -16,9 +16,9 @@ import onnx
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.calibration_clips import Clips
-from benchmarks.calibration_naive import NAIVE, gate, quantise_naively, without_folder
-from benchmarks.calibration_records import Engine, Figures, Kind, MethodRow, Methods, best_static
+from benchmarks.calibration.clips import Clips
+from benchmarks.calibration.naive import NAIVE, gate, quantise_naively, without_folder
+from benchmarks.calibration.records import Engine, Figures, Kind, MethodRow, Methods, best_static
 from s3clip_calib.candidates import OPENVINO, ORT, opened
 from s3clip_calib.columns import write_int8
 from s3clip_calib.fidelity import Fidelity, fidelity, ranking_changes

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from benchmarks.calibration_clips import Clips
+from benchmarks.calibration.clips import Clips
 from s3clip_calib.candidates import ORT, Trial, artefacts_of, show_to_gate
 from s3clip_calib.run import Feed
 from s3clip_calib.samples import as_reference, labels
