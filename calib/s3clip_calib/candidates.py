@@ -200,7 +200,7 @@ def dynamic_candidate(trial: Trial, study: Study, scratch: Path) -> Candidate:
 
 
 def half_graph(path: Path, study: Study, point: Point) -> onnx.ModelProto:
-    """The float16 `encode` with a point's layers in 8 bits; what the audit kept in float32 stays that."""
+    """The float16 `encode` with a point's layers in 8 bits, also those that the audit kept in float32."""
     model = onnx.load(path)
     layers = find_layers(model)
     model = migrate(model, layers, study.prepared.moved)
