@@ -61,6 +61,7 @@ def fake_build(trt: object, graph: Path, engine: Path, **options: Any) -> Engine
         outputs=infos[1],
         onnx_sha256=entry.onnx_sha256,
         opset=18,
+        quantised_nodes=(),
         activation_bytes=None,
         weights_bytes=None,
         parse_s=0,
