@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -161,6 +162,16 @@ def test_what_is_wrong_is_said_before_the_work(
     assert "starting" not in done.stderr
 
 
+def interrupted(process: subprocess.Popen[str]) -> str:
+    """What it tells after SIGINT. On a busy machine it may still import modules, and Python drops an interrupt
+    that comes in a weak reference's callback there: then it takes a second one."""
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=10)[1]
+    return process.communicate(timeout=10)[1]
+
+
 def test_an_interrupted_run_leaves_nothing(bundle_folder: Path, tmp_path: Path) -> None:
     words = [
         sys.executable,
@@ -178,8 +189,7 @@ def test_an_interrupted_run_leaves_nothing(bundle_folder: Path, tmp_path: Path) 
         try:
             assert "starting onnx-fp32 cold" in process.stderr.readline()
             time.sleep(3)
-            process.send_signal(signal.SIGINT)
-            told = process.communicate(timeout=30)[1]
+            told = interrupted(process)
         finally:
             process.kill()
     assert process.returncode == 1

@@ -418,7 +418,7 @@ def test_commands_enrol_list_search_and_forget(tmp_path: Path, bundle: str) -> N
     for name in ("anna", "bert"):
         done = run.invoke(main, ["enrol", gallery, *options, "--identity", name, str(tmp_path / name)])
         assert (done.exit_code, done.stdout) == (0, f"enrolled {name}\n")
-        assert done.stderr == "device cpu: as asked; onnx-fp32 is what every CPU runs\n"
+        assert done.stderr == "device cpu: as asked; onnx-fp32 is the first choice on cpu\n"
     listed = run.invoke(main, ["list", gallery]).stdout.splitlines()
     assert listed[0].startswith("# 2 identities, 2 prototypes, 10 numbers, space abababab")
     assert [line.split("\t")[:3] for line in listed[1:]] == [["anna", "1", "ground"], ["bert", "1", "ground"]]
