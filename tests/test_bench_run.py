@@ -163,8 +163,8 @@ def test_what_is_wrong_is_said_before_the_work(
 
 
 def interrupted(process: subprocess.Popen[str]) -> str:
-    """What it tells after SIGINT. On a busy machine it may be importing modules still, and an interrupt can be
-    lost in a callback there (seen once in many runs): then it takes a second one, as from a user."""
+    """What it tells after SIGINT. On a busy machine it may be importing modules still, and an interrupt can
+    be lost in a callback there (seen once in many runs): then it takes a second one, as from a user."""
     for _ in range(3):
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
