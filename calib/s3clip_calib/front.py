@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from s3clip_calib.fidelity import Fidelity
 from s3clip_calib.sensitivity import Sensitivity
 
-STEPS = 6
-"""Points of the walk, evenly spread over the multiply-adds."""
+SHARES: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 1.0)
+"""Of the multiply-adds: the walk's points. They are dense at the end, where layers stand that lose much and
+gain little, such as the last projection, and where the gate may want one step back."""
 
 REFINEMENTS = 5
 """Halvings of the gap between the last allowed point and the first that is not."""
@@ -68,8 +70,9 @@ def walk(
             points[count] = Point(names, shares[count], found, faults_of(found, bounds))
         return points[count]
 
-    for step in range(STEPS + 1):
-        visit(min(range(len(shares)), key=lambda count: abs(shares[count] - step / STEPS)))
+    for wanted in SHARES[:-1]:
+        visit(min(range(len(shares)), key=lambda count: abs(shares[count] - wanted)))
+    visit(len(ordered))
     for _ in range(REFINEMENTS):
         good = max((count for count in points if not points[count].faults), default=0)
         worse = [count for count in points if count > good]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from s3clip_calib.fidelity import Fidelity, fidelity
-from s3clip_calib.front import STEPS, Point, allowed, walk
+from s3clip_calib.front import SHARES, Point, allowed, walk
 from s3clip_calib.methods import Prepared, Trial, combinations, operations, try_methods
 from s3clip_calib.notebook import Notebook
 from s3clip_calib.quantise import quantise
@@ -99,7 +99,7 @@ def study(
         chosen = [layer for layer in one.layers if layer.name in layers]
         return fidelity(expected, embed(quantise(one.model, chosen, limits, bits), feeds))
 
-    with tqdm(desc=f"{bits} front", unit="point", total=STEPS + 1, leave=False, disable=None) as steps:
+    with tqdm(desc=f"{bits} front", unit="point", total=len(SHARES), leave=False, disable=None) as steps:
         points = walk(rows, measure, bounds_of(bits))
     return Study(bits, trials, best.method, one, tuple(rows), tuple(points))
 
