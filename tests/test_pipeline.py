@@ -288,20 +288,8 @@ def test_cameras_that_share_a_detector_are_one_batch_a_round(street: Street, emb
 
 def test_cameras_come_and_go_and_the_others_keep_their_tracks(street: Street, embedder: Embedder) -> None:
     """As a reload does: one camera is replaced in the middle, its ids go on; another one stays."""
-    done, state = Run(embedder), {"replaced": False}
-
-    def tick() -> None:
-        stays, changes = (
-            next(one for one in done.cameras if one.name == name) for name in ("stays", "changes")
-        )
-        if changes.frames >= 30 and not state["replaced"]:
-            state["replaced"] = True
-            assert stays.source.state != "ended"
-            done.pipeline.remove("changes")
-            done.pipeline.add(plan(street, "changes"))
-
-    done.go(plan(street, "stays"), plan(street, "changes"), tick=tick)
-    assert state["replaced"]
+    # Files are read as fast as they come: on a busy machine one may be over before the other has begun.
+    done = next(found for _ in range(5) if (found := _replaced(street, embedder)) is not None)
     check_against_formula(
         [one for one in done.sightings if one.event.camera == "stays"], street, street.frames
     )
@@ -311,6 +299,25 @@ def test_cameras_come_and_go_and_the_others_keep_their_tracks(street: Street, em
     check_against_formula(
         [one for one in done.sightings if one.event.camera == "changes"][-5:], street, street.frames
     )
+
+
+def _replaced(street: Street, embedder: Embedder) -> Run | None:
+    """A run in which camera "changes" was replaced while "stays" was read; None if that was over."""
+    done, state = Run(embedder), {"replaced": False, "in time": False}
+
+    def tick() -> None:
+        stays, changes = (
+            next(one for one in done.cameras if one.name == name) for name in ("stays", "changes")
+        )
+        if changes.frames >= 30 and not state["replaced"]:
+            state["replaced"] = True
+            state["in time"] = stays.source.state != "ended"
+            done.pipeline.remove("changes")
+            done.pipeline.add(plan(street, "changes"))
+
+    done.go(plan(street, "stays"), plan(street, "changes"), tick=tick)
+    assert state["replaced"]
+    return done if state["in time"] else None
 
 
 def test_annotated_file_has_all_frames_and_the_names(

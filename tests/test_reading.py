@@ -241,7 +241,7 @@ def test_a_camera_that_is_off_is_tried_again(caplog: pytest.LogCaptureFixture) -
         began_s = time.monotonic()
         source.close()
         source.close()
-        assert time.monotonic() - began_s < 2.5
+        assert time.monotonic() - began_s < 5  # 2 without load; a site has to end within 5
     assert caplog.text.count("is DOWN") == 1  # each change once
     assert "s3cret" not in caplog.text
 
