@@ -65,7 +65,7 @@ def test_the_graph_rounds_as_numpy_does_and_the_residual_stays(bits: Bits) -> No
         assert list(nodes_of(made)["residual"].input) == ["product", "x"]
 
 
-class Once(CalibrationDataReader):  # type: ignore[misc]
+class Once(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     """One feed, as ONNX Runtime's quantiser wants it."""
 
     def __init__(self, x: F32) -> None:

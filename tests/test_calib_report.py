@@ -26,7 +26,7 @@ from s3clip_calib.ranges import Bits
 from s3clip_calib.report import Evidence, render
 from s3clip_calib.samples import Sample
 from s3clip_calib.sensitivity import Sensitivity
-from s3clip_calib.study import Study, bounds_of
+from s3clip_calib.study import PRECISION_OF, Study, bounds_of
 from s3clip_calib.super_resolution import PictureRow, choose_form
 from s3clip_calib.tracklets import Tracklet
 from s3clip_runtime.errors import ConfigError
@@ -122,13 +122,18 @@ def made_study(bits: Bits, blocks: int = 3, seed: int = 0) -> Study:
         for layer, loss in zip(layers, losses, strict=True)
     ]
     ordered, whole = order_of(rows), sum(row.operations for row in rows)
-    points = []
+    points, bounds = [], bounds_of(PRECISION_OF[bits])
     for count in range(0, len(rows) + 1, max(len(rows) // 8, 1)):
         part = ordered[:count]
         found = made_fidelity(rng, sum((row.fidelity.loss for row in part), 1e-9))
         share = sum(row.operations for row in part) / whole
         points.append(
-            Point(tuple(row.layer for row in part), share, found, faults_of(found, bounds_of(bits)))
+            Point(
+                tuple(row.layer for row in part),
+                share,
+                found,
+                faults_of(found, bounds),
+            )
         )
     ways = combinations(bits)
     # The best one of int8 is planted among those with a smoothing.

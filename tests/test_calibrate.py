@@ -86,8 +86,7 @@ def test_every_target_is_proven_and_described(made: tuple[Path, Outcome], people
     folder, outcome = made
     bundle = Bundle.open(folder)
     taken = [verdict.target for verdict in outcome.verdicts if verdict.artefacts]
-    assert {ORT, INT8_ENGINE, FP8_ENGINE} <= {*taken, *(v.target for v in outcome.verdicts)}
-    assert ORT in taken
+    assert {ORT, INT8_ENGINE, FP8_ENGINE} <= set(taken)
     assert set(taken) == set(bundle.targets) - {PLAIN, FP16}
     calibrations = {one.target: one for one in bundle.manifest.calibrations}
     proofs = {proof.target: proof for proof in bundle.manifest.proofs}
@@ -160,8 +159,6 @@ def test_tensorrt_builds_the_calibrated_graphs_in_8_bits(
     from s3clip_export.tensorrt.build import build_engine
 
     bundle = Bundle.open(made[0])
-    if target not in bundle.targets:
-        pytest.skip("the gate refused it on this data")
     path = bundle.file("encode", target)
     report = build_engine(
         trt, path, tmp_path / "encode.engine", target_capabilities=["8.9"], batches=(1, 8, 8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import cycle
@@ -21,7 +21,7 @@ from benchmarks.calibration.naive import NAIVE, gate, quantise_naively, without_
 from benchmarks.calibration.records import Engine, Figures, Kind, MethodRow, Methods, best_static
 from s3clip_calib.candidates import OPENVINO, ORT, opened
 from s3clip_calib.columns import write_int8
-from s3clip_calib.fidelity import Fidelity, fidelity, ranking_changes
+from s3clip_calib.fidelity import fidelity, ranking_changes
 from s3clip_calib.front import faults_of
 from s3clip_calib.methods import combinations
 from s3clip_calib.quantise import quantise
@@ -29,13 +29,13 @@ from s3clip_calib.ranges import Bits
 from s3clip_calib.run import Feed
 from s3clip_calib.samples import embeddings, labels
 from s3clip_calib.sensitivity import embed
-from s3clip_calib.study import PRECISION_OF
+from s3clip_calib.study import PRECISION_OF, bounds_of
 from s3clip_runtime.bench.records import Spread
 from s3clip_runtime.bench.rounds import Rounds, Samples, interleave
 from s3clip_runtime.errors import BackendError
 from s3clip_runtime.inference.backends import Session
 from s3clip_runtime.inference.bundle import Bundle
-from s3clip_runtime.inference.gate import BOUNDS, broken_bounds
+from s3clip_runtime.inference.gate import broken_bounds
 from s3clip_runtime.inference.manifest import PLAIN, Calibration, CalibrationMethod, Precision, Target
 
 BITS: Final[tuple[Bits, ...]] = ("int8", "fp8")
@@ -155,12 +155,6 @@ def measure_methods(clips: Clips, calibrated: Bundle | None, rounds: int, scratc
         rows=tuple(_timed(row, raced.samples) for row in contest.rows),
         refused=contest.refused,
     )
-
-
-def bounds_of(precision: Precision) -> dict[str, float]:
-    """The gate's bounds of those figures that `Fidelity` has."""
-    known = {one.name for one in fields(Fidelity)}
-    return {name: bound for name, bound in BOUNDS[precision].items() if name in known}
 
 
 def _plain(bundle: Bundle, scratch: Path, layers: int) -> Iterator[Way]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from math import isfinite
@@ -258,12 +257,9 @@ def read(path: Path) -> CalibrationReport:
         DataError: the file is missing, no report, or of another schema.
     """
     try:
-        data = json.loads(path.read_text("utf-8"))
-        return CalibrationReport.model_validate_json(json.dumps(data))
+        return CalibrationReport.model_validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {_CURE}") from error
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise DataError(f"{path}: {faults}; {_CURE}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not a report of calibration ({error}); {_CURE}") from error

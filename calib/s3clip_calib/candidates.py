@@ -55,6 +55,10 @@ BASES: Final[Mapping[Target, Target]] = {
 ATTEMPTS: Final = 3
 """Points that are shown to the gate, each with fewer layers in 8 bits than the one before."""
 
+STEP_BACK: Final = 0.97
+"""Share of a refused point's multiply-adds that the next one of its method stays below: the walk's points lie
+close to each other around its bound, and what the gate refuses at one it refuses at the next."""
+
 
 TIE: Final = 1.05
 """Times that differ by less are equal: two races of one graph on a busy machine differ by as much."""
@@ -272,7 +276,12 @@ def settle(
     """
     if not candidates:
         tried.append("no set of layers is within the bounds on the clips that sets are chosen by")
-    for one in candidates[:ATTEMPTS]:
+    limits: dict[CalibrationMethod, float] = {}
+    left = ATTEMPTS
+    for one in candidates:
+        if left == 0 or one.point.share > limits.get(one.method, float("inf")):
+            continue
+        left, limits[one.method] = left - 1, STEP_BACK * one.point.share
         files: dict[Role, Path] = {"encode": one.write(), **enhance}
         artefacts = artefacts_of(trial, target, files)
         proof, held, faults = show_to_gate(trial, target, artefacts)

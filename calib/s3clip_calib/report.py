@@ -16,7 +16,7 @@ from s3clip_calib.plots import LEAST_LOSS, check_installed, front_figure, sensit
 from s3clip_calib.ranges import Bits
 from s3clip_calib.samples import Sample
 from s3clip_calib.sensitivity import Sensitivity
-from s3clip_calib.study import Study, bounds_of
+from s3clip_calib.study import PRECISION_OF, Study, bounds_of
 from s3clip_calib.super_resolution import LEAST_GAIN, LEAST_PSNR, PictureRow
 from s3clip_runtime.inference.evidence import Proof
 from s3clip_runtime.inference.manifest import Target
@@ -222,7 +222,7 @@ def _layers(evidence: Evidence, bits: Bits) -> Layers:
     return Layers(
         bits,
         study,
-        bounds_of(bits),
+        bounds_of(PRECISION_OF[bits]),
         times,
         taken,
         _worst(study)[:WORST],

@@ -100,14 +100,14 @@ def study(
         return fidelity(expected, embed(quantise(one.model, chosen, limits, bits), feeds))
 
     with tqdm(desc=f"{bits} front", unit="point", total=len(SHARES), leave=False, disable=None) as steps:
-        points = walk(rows, measure, bounds_of(bits))
+        points = walk(rows, measure, bounds_of(PRECISION_OF[bits]))
     return Study(bits, trials, best.method, one, tuple(rows), tuple(points))
 
 
-def bounds_of(bits: Bits) -> dict[str, float]:
+def bounds_of(precision: Precision) -> dict[str, float]:
     """The gate's bounds of those figures that `Fidelity` has."""
     known = {field.name for field in fields(Fidelity)}
-    return {name: bound for name, bound in BOUNDS[PRECISION_OF[bits]].items() if name in known}
+    return {name: bound for name, bound in BOUNDS[precision].items() if name in known}
 
 
 def _rows(

@@ -33,7 +33,7 @@ from s3clip_runtime.errors import BackendError, BundleError, ConfigError
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.cpus import usable_cpus
 from s3clip_runtime.inference.embedder import Embedder
-from s3clip_runtime.inference.gate import cosines, top_agreement
+from s3clip_runtime.inference.gate import cosines, similarities, top_agreement
 from s3clip_runtime.inference.manifest import PLAIN, Target
 from s3clip_runtime.inference.reference import Reference
 from s3clip_runtime.inference.targets import choose_target
@@ -243,11 +243,7 @@ def accuracy_of(
     cosine = cosines(reference.embeddings, found)
     agreement = None
     if len(found) > 1:
-        ours, theirs = (vectors.astype(np.float64) for vectors in (reference.embeddings, found))
-        similar = [vectors @ vectors.T for vectors in (ours, theirs)]
-        for matrix in similar:
-            np.fill_diagonal(matrix, -np.inf)
-        agreement = top_agreement(similar[0], similar[1], 1)
+        agreement = top_agreement(similarities(reference.embeddings), similarities(found), 1)
     return float(cosine.mean()), float(cosine.min()), agreement
 
 
