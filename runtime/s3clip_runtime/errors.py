@@ -37,3 +37,7 @@ class SinkError(S3ClipError):
 
 class GalleryError(S3ClipError):
     """A gallery file is foreign, damaged, or of another embedding space."""
+
+
+class GalleryUnavailable(GalleryError):
+    """A gallery cannot be read or written now: locked, full, read-only, or its server is away."""

@@ -1,0 +1,127 @@
+"""What the gallery's parts hand to each other: values without behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["known", "unknown", "candidate"]
+"""known: a person named by somebody; unknown: met several times, nobody knows who; candidate: not yet often."""
+
+Origin = Literal["enrolled", "grown", "unknown"]
+"""Who put a prototype there: a person, the run to a known person, the run to an unknown one."""
+
+Action = Literal[
+    "enrol", "grow", "meet", "promote", "name", "note", "merge", "split", "undo", "search", "forget", "expire",
+    "calibrate", "add space", "embed again", "retire space", "backup", "restore",
+]  # fmt: skip
+"""What the log tells. meet: an unknown person got an id or one more view."""
+
+Clock = Literal["camera", "arrival", "stream"]
+"""What times count: Unix seconds by the camera or by arrival; seconds of a video."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One identity and its prototype nearest to the query.
+
+    Attributes:
+        identity: its name.
+        score: cosine in [-1, 1] up to rounding.
+        platform: of that prototype, one of `spec.PLATFORMS`; None if it is not known.
+    """
+
+    identity: str
+    score: float
+    platform: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The embedding space that a bundle gives: `Manifest.embedding_space` and the numbers of a vector."""
+
+    hash: str
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One person. `id` is random and stays; times are Unix seconds.
+
+    Attributes:
+        seen_s: end of the last sighting; None if there was none.
+    """
+
+    id: str
+    name: str
+    kind: Kind
+    note: str
+    added_s: float
+    seen_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prototype:
+    """One stored vector, without its numbers.
+
+    Attributes:
+        source: where it comes from, for people to read.
+        quality: of its crops, in [0, 1]; None if nobody rated them.
+        seen_s: when its crops were taken, or it was enrolled.
+        clip: id of the crops that were kept of it.
+    """
+
+    id: int
+    identity: str
+    space: str
+    origin: Origin
+    platform: str | None
+    camera: str | None
+    source: str
+    quality: float | None
+    seen_s: float
+    added_s: float
+    clip: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One tracklet that was recognised.
+
+    Attributes:
+        identity: id of the identity.
+        track: names the person's track within the run; parts of a long track share it.
+        clock: what `first_s` and `last_s` count. `told_s` is always Unix seconds.
+        score: cosine of the decision; None where the track alone decided.
+    """
+
+    identity: str
+    camera: str
+    platform: str
+    tracklet: str
+    run: str
+    track: str
+    clock: Clock
+    first_s: float
+    last_s: float
+    told_s: float
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One decision. `identity` and `other` are ids; `detail` is what undoing needs, empty once scrubbed.
+
+    Attributes:
+        undone: number of the entry that undid it.
+    """
+
+    seq: int
+    time_s: float
+    box: str
+    actor: str
+    action: Action
+    identity: str | None
+    other: str | None
+    detail: dict[str, object]
+    undone: int | None
