@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,8 +16,23 @@ SCHEMA_VERSION = 2
 Halves = NDArray[np.float16]
 """Stored vectors, (n, dim): half the memory of float32; a cosine changes by some 1e-4 at most."""
 
-TABLES = ("meta", "space", "identity", "prototype", "clip", "sighting", "log", "backup")
-"""In an order in which rows may be copied."""
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "meta": ("key", "value"),
+    "space": ("space", "dim", "added_s", "open_set"),
+    "identity": ("id", "name", "kind", "note", "added_s", "seen_s"),
+    "clip": ("id", "identity", "platform", "camera", "seen_s", "hr", "pictures"),
+    "prototype": (
+        "id", "identity", "space", "origin", "platform", "camera", "source", "quality", "seen_s", "added_s",
+        "clip", "vector", "sealed",
+    ),
+    "sighting": (
+        "id", "identity", "camera", "platform", "tracklet", "run", "track", "clock", "first_s", "last_s",
+        "told_s", "score",
+    ),
+    "log": ("seq", "time_s", "box", "actor", "action", "identity", "other", "detail", "undone"),
+    "backup": ("path", "box", "made_s"),
+}  # fmt: skip
+"""Tables and their columns; those with a growing number have it first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +89,18 @@ class Database(Protocol):
     def unpacked(self, values: Sequence[object], dim: int) -> Halves:
         """Float16 (n, dim) of what `vector` columns gave; GalleryError if one has another length."""
 
+    def renumber(self) -> None:
+        """New rows get numbers above all that are there: after rows were written with theirs."""
+
     def scrub(self) -> None:
         """Overwrite the place of rows that were deleted, and give it back, so that no page holds them."""
+
+    @property
+    def scrubbing(self) -> str:
+        """What `scrub` does, for receipts."""
+
+    def files(self) -> list[Path]:
+        """The files that hold it, where this process can read them."""
 
     def close(self) -> None:
         """Close it. A second call does nothing."""
@@ -106,7 +132,6 @@ CREATE TABLE clip (
     camera TEXT,
     seen_s DOUBLE PRECISION NOT NULL,
     hr INTEGER NOT NULL,
-    sealed INTEGER NOT NULL,
     pictures {blob} NOT NULL
 );
 CREATE INDEX clip_identity ON clip (identity);
@@ -159,7 +184,12 @@ CREATE TABLE log (
 CREATE INDEX log_identity ON log (identity);
 CREATE INDEX log_other ON log (other);
 
-CREATE TABLE backup (id {text} PRIMARY KEY, path TEXT NOT NULL, box TEXT NOT NULL, made_s DOUBLE PRECISION NOT NULL);
+CREATE TABLE backup (
+    path {text} NOT NULL,
+    box {text} NOT NULL,
+    made_s DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (box, path)
+);
 """
 
 
@@ -167,11 +197,10 @@ def statements(dialect: Dialect) -> list[str]:
     """The statements that make the tables.
 
     `space`: embedding spaces; `open_set` is the calibration of `open_set.OpenSet` as JSON. `identity`: id is
-    random and tells nothing, so that the log may go on naming it after the person was forgotten; kind is
-    known, unknown, or candidate (an unknown that was not seen often yet). `prototype`: exactly one of `vector`
-    and `sealed` (encrypted) is there; origin is enrolled, grown, or unknown; `clip` names the crops it was made
-    of, where they were kept. `clip`: PNG files, see `clips`. `sighting`: final looks that were recognised; times
-    are Unix seconds unless `clock` is stream. `log`: every decision, with what undoing it needs.
+    random and tells nothing, so that the log may go on naming it after the person was forgotten. `prototype`:
+    exactly one of `vector` and `sealed` (encrypted) is there; `clip` names the crops it was made of, where they
+    were kept. `clip`: pictures as of `clips.pack`, encrypted if vectors are. `sighting`: final looks that were
+    recognised. `log`: every decision, with what undoing it needs. `backup`: copies that `backup` made.
     """
     words = {"key": dialect.key, "text": dialect.text, "blob": dialect.blob, "vector": dialect.vector}
     return [statement for text in _SCHEMA.format(**words).split(";") if (statement := text.strip())]

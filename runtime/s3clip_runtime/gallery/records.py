@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["known", "unknown", "candidate"]
-"""known: a person named by somebody; unknown: met several times, nobody knows who; candidate: not yet often."""
+"""known: somebody named the person; unknown: met several times, nobody knows who; candidate: not yet often."""
 
 Origin = Literal["enrolled", "grown", "unknown"]
 """Who put a prototype there: a person, the run to a known person, the run to an unknown one."""
 
 Action = Literal[
-    "enrol", "grow", "meet", "promote", "name", "note", "merge", "split", "undo", "search", "forget", "expire",
-    "calibrate", "add space", "embed again", "retire space", "backup", "restore",
+    "enrol", "grow", "meet", "promote", "name", "note", "merge", "split", "undo", "search", "forget",
+    "expire", "calibrate", "add space", "embed again", "retire space", "backup", "restore",
 ]  # fmt: skip
 """What the log tells. meet: an unknown person got an id or one more view."""
 
@@ -125,3 +126,39 @@ class LogEntry:
     other: str | None
     detail: dict[str, object]
     undone: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class IdentitySummary:
+    """One line of a list: an identity and what there is of it.
+
+    Attributes:
+        enrolled_s: when its newest prototype was added, Unix seconds; when it was made, if it has none.
+    """
+
+    identity: str
+    kind: Kind
+    note: str
+    prototypes: int
+    platforms: tuple[str, ...]
+    cameras: tuple[str, ...]
+    sources: tuple[str, ...]
+    enrolled_s: float
+    seen_s: float | None
+    sightings: int
+
+    @staticmethod
+    def of(identity: Identity, prototypes: Sequence[Prototype], sightings: int) -> IdentitySummary:
+        """Sum up."""
+        return IdentitySummary(
+            identity.name,
+            identity.kind,
+            identity.note,
+            len(prototypes),
+            tuple(sorted({one.platform for one in prototypes if one.platform is not None})),
+            tuple(sorted({one.camera for one in prototypes if one.camera is not None})),
+            tuple(sorted({one.source for one in prototypes})),
+            max((one.added_s for one in prototypes), default=identity.added_s),
+            identity.seen_s,
+            sightings,
+        )

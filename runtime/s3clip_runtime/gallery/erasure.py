@@ -1,0 +1,123 @@
+"""A request to be forgotten, from the rows over the backups to the signed receipt."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from s3clip_runtime.errors import GalleryError
+from s3clip_runtime.gallery.book import Book
+from s3clip_runtime.gallery.database import Database
+from s3clip_runtime.gallery.forget import Erased, Selection, erase, erase_identities, still_there
+from s3clip_runtime.gallery.receipts import BackupErasure, Receipt, Signer
+from s3clip_runtime.gallery.sqlite import SqliteDatabase
+
+_OUT_OF_REACH = (
+    "blocks that the file system or the disk keeps of deleted files",
+    "copies that others made of the gallery",
+    "events and pictures that s3clip-run has written or sent, beyond the folders named to this command",
+)
+_SERVER_OUT_OF_REACH = (
+    "write-ahead log, replicas and base backups of the PostgreSQL server; its files were not searched",
+)
+
+
+def forget(book: Book, selection: Selection, asked: str, pictures: int = 0) -> tuple[Receipt, str]:
+    """Erase, overwrite, search for what was erased, do the same to every backup, and sign what was done.
+
+    Args:
+        book: of an open gallery, in no transaction.
+        selection: who.
+        asked: the request in words, for the receipt.
+        pictures: files of crops that the caller has deleted.
+
+    Returns:
+        The receipt, and the text of its signed file.
+
+    Raises:
+        GalleryError: there is no such person.
+        GalleryUnavailable: it cannot be written now. Rows that are gone stay gone; ask again.
+    """
+    with book.database.transaction():
+        erased = erase(book, selection)
+        signer = _signer(book)
+    book.database.scrub()
+    found = still_there(book.database, erased.needles)
+    backups = [_forget_backup(book, *row, selection, erased) for row in _backups(book)]
+    counts = {**erased.counts, "picture files": pictures}
+    searchable = bool(book.database.files())
+    receipt = Receipt(
+        schema="s3clip.receipt/1",
+        receipt_id=secrets.token_hex(8),
+        gallery=book.value("gallery") or "",
+        what=selection.what,
+        asked=asked,
+        asked_by=book.log.author.actor,
+        box=book.log.author.box,
+        time=datetime.now(UTC),
+        erased={name: count for name, count in counts.items() if count},
+        backups=tuple(backups),
+        scrubbed=book.database.scrubbing,
+        searched=len(erased.needles) if searchable else 0,
+        found=found,
+        not_reached=_OUT_OF_REACH if searchable else (*_OUT_OF_REACH, *_SERVER_OUT_OF_REACH),
+    )
+    return receipt, signer.sign(receipt)
+
+
+def public_key(book: Book) -> str:
+    """64 hex digits that check this gallery's receipts."""
+    with book.database.transaction():
+        return _signer(book).public_key
+
+
+def _signer(book: Book) -> Signer:
+    """The gallery's key; made when it is needed first."""
+    kept = book.value("receipt_key")
+    if kept is not None:
+        return Signer.from_bytes(bytes.fromhex(kept))
+    signer = Signer.new()
+    book.set_value("receipt_key", signer.private_bytes().hex())
+    return signer
+
+
+def _backups(book: Book) -> list[tuple[str, str]]:
+    rows = book.database.rows("SELECT path, box FROM backup ORDER BY box, path")
+    return [(str(path), str(box)) for path, box in rows]
+
+
+def _forget_backup(book: Book, path: str, box: str, selection: Selection, erased: Erased) -> BackupErasure:
+    if box != book.log.author.box:
+        return BackupErasure(path=path, not_reached=f"it lies on {box}; repeat the request there")
+    if not Path(path).is_file():
+        return BackupErasure(path=path, not_reached="the file is not there; was it moved?")
+    try:
+        database = SqliteDatabase(Path(path))
+        try:
+            return _erase_in(database, book, path, selection, erased)
+        finally:
+            database.close()
+    except GalleryError as error:
+        return BackupErasure(path=path, not_reached=str(error))
+
+
+def _erase_in(
+    database: Database, book: Book, path: str, selection: Selection, erased: Erased
+) -> BackupErasure:
+    copy = book.of(database)
+    with database.transaction():
+        if selection.identity is None:
+            done = erase(copy, selection)
+        else:  # by id: the person may have had another name then
+            done = erase_identities(copy, _held(copy, erased.identities), "forget")
+    database.scrub()
+    left = still_there(database, done.needles | erased.needles)
+    if left:
+        return BackupErasure(path=path, not_reached=f"{left} pieces of erased values are still in it")
+    return BackupErasure(path=path, erased={name: count for name, count in done.counts.items() if count})
+
+
+def _held(book: Book, ids: Sequence[str]) -> list[str]:
+    return [id for id in ids if book.identity(id) is not None]

@@ -1,0 +1,91 @@
+"""The log of decisions: who did what to which identity, in one order for all boxes."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from s3clip_runtime.gallery.database import COLUMNS, Database
+from s3clip_runtime.gallery.records import Action, LogEntry
+
+_COLUMNS = ", ".join(COLUMNS["log"])
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who writes: the machine, and the person or program on it."""
+
+    box: str
+    actor: str
+
+
+class Log:
+    """The decisions of one gallery. Entries are appended within the transaction that does what they tell.
+
+    Args:
+        database: holds it.
+        author: of new entries.
+    """
+
+    def __init__(self, database: Database, author: Author) -> None:
+        self._database = database
+        self.author = author
+
+    def append(
+        self, action: Action, identity: str | None = None, other: str | None = None, **detail: object
+    ) -> int:
+        """Add an entry; returns its number. `detail` must be JSON; it is lost when a person is forgotten."""
+        rows = self._database.rows(
+            "INSERT INTO log (time_s, box, actor, action, identity, other, detail) VALUES (?, ?, ?, ?, ?, ?, ?) "
+            "RETURNING seq",
+            time.time(), self.author.box, self.author.actor, action, identity, other, json.dumps(detail),
+        )  # fmt: skip
+        return int(rows[0][0])
+
+    def newest(self) -> int:
+        """The highest number; 0 if there is none."""
+        return int(self._database.rows("SELECT coalesce(max(seq), 0) FROM log")[0][0])
+
+    def changed_since(self, seq: int) -> set[str]:
+        """Ids that entries after `seq` name."""
+        rows = self._database.rows("SELECT identity, other FROM log WHERE seq > ?", seq)
+        return {one for row in rows for one in row if one is not None}
+
+    def entries(self, *, identity: str | None = None, last: int | None = None) -> list[LogEntry]:
+        """Entries in order.
+
+        Args:
+            identity: only those that name this id.
+            last: the newest so many.
+        """
+        where, values = "", list[object]()
+        if identity is not None:
+            where, values = "WHERE identity = ? OR other = ? ", [identity, identity]
+        query = f"SELECT {_COLUMNS} FROM log {where}ORDER BY seq DESC"
+        if last is not None:
+            query, values = f"{query} LIMIT ?", [*values, last]
+        return [_entry(row) for row in reversed(self._database.rows(query, *values))]
+
+    def entry(self, seq: int) -> LogEntry | None:
+        """The entry of this number."""
+        rows = self._database.rows(f"SELECT {_COLUMNS} FROM log WHERE seq = ?", seq)
+        return _entry(rows[0]) if rows else None
+
+    def mark_undone(self, seq: int, by: int) -> None:
+        """Note that entry `by` undid entry `seq`."""
+        self._database.run("UPDATE log SET undone = ? WHERE seq = ?", by, seq)
+
+    def scrub(self, identity: str) -> int:
+        """Empty the details of all entries that name an id; how many had some."""
+        return self._database.run(
+            "UPDATE log SET detail = '{}' WHERE (identity = ? OR other = ?) AND detail <> '{}'",
+            identity,
+            identity,
+        )
+
+
+def _entry(row: tuple[Any, ...]) -> LogEntry:
+    seq, time_s, box, actor, action, identity, other, detail, undone = row
+    return LogEntry(seq, time_s, box, actor, action, identity, other, json.loads(detail), undone)

@@ -1,0 +1,53 @@
+"""Where a gallery lies: a path is a SQLite file, postgresql:// a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from s3clip_runtime.errors import GalleryError
+from s3clip_runtime.gallery.database import Database
+from s3clip_runtime.gallery.memory import ServerSearch
+from s3clip_runtime.gallery.records import Space
+from s3clip_runtime.gallery.sqlite import SqliteDatabase
+
+_SERVER = ("postgresql://", "postgres://")
+
+
+def is_server(address: str | Path) -> bool:
+    """The address is a PostgreSQL server's."""
+    return str(address).startswith(_SERVER)
+
+
+def open_database(address: str | Path | None) -> Database:
+    """Open the database of a gallery, or make it with empty tables.
+
+    Args:
+        address: path, postgresql:// address, or None for one in memory.
+    """
+    if address is None:
+        return SqliteDatabase(None)
+    if is_server(address):
+        from s3clip_runtime.gallery.postgres import PostgresDatabase  # needs the extra `postgres`
+
+        return PostgresDatabase.open(str(address))
+    return SqliteDatabase(Path(address))
+
+
+def server_search(database: Database, space: Space) -> ServerSearch | None:
+    """The database itself where it has an index of the space (`s3clip-gallery index`), else None: memory."""
+    if isinstance(database, SqliteDatabase):
+        return None
+    from s3clip_runtime.gallery.postgres import PostgresDatabase
+
+    found = isinstance(database, PostgresDatabase) and database.index(space.hash)
+    return database if found else None
+
+
+def must_exist(address: str | Path) -> None:
+    """Refuse a file that is not there: opening would make it, and everybody be unknown.
+
+    Raises:
+        GalleryError: there is no such file.
+    """
+    if not is_server(address) and not Path(address).is_file():
+        raise GalleryError(f"gallery {address}: there is no such file; make one with s3clip-gallery enrol")
