@@ -274,6 +274,11 @@ class Book:
         )  # fmt: skip
         return [Sighting(*row) for row in rows]
 
+    def tracks(self, identity: str) -> int:
+        """How many tracks its sightings are of."""
+        query = "SELECT count(*) FROM (SELECT DISTINCT run, track FROM sighting WHERE identity = ?) AS tracks"
+        return int(self.database.rows(query, identity)[0][0])
+
     def move_sightings(self, identity: str, to: str) -> list[int]:
         """Give all sightings of an identity to another one; their ids."""
         rows = self.database.rows(

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -39,18 +40,17 @@ from s3clip_runtime.inference.spec import platform_id
 Vectors = NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
 class Decisions:
-    """What may be done while no other box can change the gallery; see `Gallery.deciding`.
+    """What may be used while no other box can change the gallery; see `Gallery.deciding`.
 
     Attributes:
         memory: as of the last decision of any box.
-        edits, book: write through these.
+        book: to write to.
     """
 
-    def __init__(self, memory: Memory, book: Book) -> None:
-        self.memory = memory
-        self.book = book
-        self.edits = Edits(book)
+    memory: Memory
+    book: Book
 
 
 class Gallery:
@@ -180,17 +180,24 @@ class Gallery:
             embeddings: float32 (n, dim), rows of length 1.
             k: matches of one query, >= 1; fewer are given if the gallery has fewer identities.
         """
-        with self._lock:
-            self._followed().refresh()
-            return self.remembered(embeddings, k)
-
-    def remembered(self, embeddings: Vectors, k: int = 5) -> builtins.list[builtins.list[Match]]:
-        """`search` in what was known at the last one: while the database cannot be reached."""
         if k < 1:
             raise GalleryError(f"k must be at least 1, found {k}; ask for one match or more")
         queries = self.checked(embeddings)
         with self._lock:
-            return self._followed().search(queries, k)
+            memory = self._followed()
+            memory.refresh()
+            return memory.search(queries, k)
+
+    def refresh(self) -> None:
+        """Learn what other boxes and commands decided."""
+        with self._lock:
+            self._followed().refresh()
+
+    @contextmanager
+    def remembering(self) -> Iterator[Memory]:
+        """What is known as of the last `refresh`, also while the database cannot be reached."""
+        with self._lock:
+            yield self._followed()
 
     @property
     def identities(self) -> int:

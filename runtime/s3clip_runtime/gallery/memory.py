@@ -41,12 +41,17 @@ class Memory:
 
     def __init__(self, book: Book, space: Space, server: ServerSearch | None = None) -> None:
         self._book = book
-        self._space = space
+        self.space = space
         self._server = server
         self._generation = ""
         self._seq = 0
         self._clear()
         self.refresh()
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector."""
+        return self.space.dim
 
     @property
     def identities(self) -> dict[str, Identity]:
@@ -67,11 +72,11 @@ class Memory:
     def search(self, queries: NDArray[np.float32], k: int) -> list[list[Match]]:
         """The k best identities of each query (n, dim), as known; see `Prototypes.search`."""
         if self._server is not None:
-            return self._server.nearest(self._space.hash, queries, k)
+            return self._server.nearest(self.space.hash, queries, k)
         return self._prototypes.search(queries, k)
 
     def _clear(self) -> None:
-        self._prototypes = Prototypes(self._space.dim)
+        self._prototypes = Prototypes(self.space.dim)
         self._by_id: dict[str, Identity] = {}
         self._by_name: dict[str, Identity] = {}
         self.open_set: OpenSet | None = None
@@ -81,7 +86,7 @@ class Memory:
         for identity in self._book.identities():
             self._by_id[identity.id] = self._by_name[identity.name] = identity
         if self._server is None:
-            for id, platforms, vectors in self._book.all_vectors(self._space):
+            for id, platforms, vectors in self._book.all_vectors(self.space):
                 self._put(self._by_id[id].name, vectors, platforms)
         self._load_open_set()
 
@@ -97,13 +102,13 @@ class Memory:
             return
         self._by_id[id] = self._by_name[identity.name] = identity
         if self._server is None:
-            prototypes, vectors = self._book.vectors(id, self._space)
+            prototypes, vectors = self._book.vectors(id, self.space)
             if prototypes:
                 self._put(identity.name, vectors, [one.platform for one in prototypes])
 
     def _load_open_set(self) -> None:
-        text = self._book.open_set(self._space.hash)
-        self.open_set = None if text is None else OpenSet.model_validate_json(text)
+        text = self._book.open_set(self.space.hash)
+        self.open_set = None if text is None else OpenSet.of_json(text)
 
     def _put(self, name: str, vectors: Halves, platforms: Sequence[str | None]) -> None:
         if fault := unit_fault(vectors.astype(np.float32)):

@@ -1,10 +1,13 @@
-"""What the gallery's parts hand to each other: values without behaviour."""
+"""What the gallery's parts, and the run, hand to each other: values without behaviour."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 Kind = Literal["known", "unknown", "candidate"]
 """known: somebody named the person; unknown: met several times, nobody knows who; candidate: not yet often."""
@@ -107,6 +110,35 @@ class Sighting:
     last_s: float
     told_s: float
     score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One embedded look, as far as the gallery needs it.
+
+    Attributes:
+        vector: float32 (dim,) of length 1.
+        height_px: median height of the clip's crops.
+        quality: mean of the clip's crops, in [0, 1].
+        tracklet: names it within the run; `track` names the person's track, which may have several.
+        clock: what `first_s` and `last_s` count.
+        final: no later look at this tracklet follows.
+        pictures: gives its packed crops (`clips.pack`) and whether they are HR.
+    """
+
+    vector: NDArray[np.float32]
+    camera: str
+    platform: str
+    height_px: float
+    quality: float
+    run: str
+    tracklet: str
+    track: str
+    clock: Clock
+    first_s: float
+    last_s: float
+    final: bool
+    pictures: Callable[[], tuple[bytes, bool]]
 
 
 @dataclass(frozen=True, slots=True)
