@@ -1,8 +1,9 @@
 """Kept crops as bytes: the same pixels come back, so that a new model embeds what the old one saw.
 
-An uncompressed ZIP archive of PNG files `0.png`, `1.png`, ... in temporal order: unzip opens it, and its
-CRC-32 of each file finds damage. OpenCV writes and reads PNG faster than Pillow. Eight crops of compressed
-video take some 16 kB at 64x32 and 220 kB at 256x128, about 0.3 of their pixels; noise takes 1.01 to 1.04.
+An uncompressed ZIP archive of PNG files `0.png`, `1.png`, ... in temporal order, with their number as its
+comment: unzip opens it, and its CRC-32 of each file finds damage. OpenCV writes and reads PNG faster than
+Pillow. Eight crops of compressed video take some 16 kB at 64x32 and 220 kB at 256x128, about 0.3 of their
+pixels; noise takes 1.01 to 1.04 of them.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def pack(crops: Sequence[Crop]) -> bytes:
         for number, crop in enumerate(crops):
             # A ZipInfo of its own has a fixed date: nothing tells when the crops were kept.
             archive.writestr(zipfile.ZipInfo(_name(number)), _png(crop))
+        archive.comment = _count(len(crops))
     return data.getvalue()
 
 
@@ -56,17 +58,20 @@ def unpack(data: bytes) -> tuple[Crop, ...]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            # Without a look at the names, a damaged index could lose a crop and nobody would know.
-            if not entries or [entry.filename for entry in entries] != [
-                _name(n) for n in range(len(entries))
-            ]:
-                raise GalleryError(f"kept crops must be 0.png, 1.png, ..., found other names; {_CURE}")
+            names = [_name(number) for number in range(len(entries))]
+            # zipfile has no check on its index: a damaged one may lose the first or the last crop.
+            if archive.comment != _count(len(entries)) or archive.namelist() != names or not names:
+                raise GalleryError(f"kept crops must be 0.png, 1.png, ... and all there; {_CURE}")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise GalleryError(f"kept crops must lie uncompressed in their archive; {_CURE}")
             files = [archive.read(entry) for entry in entries]
     except _DAMAGE as error:
         raise GalleryError(f"kept crops cannot be read ({error}); {_CURE}") from error
     return tuple(_crop(file) for file in files)
+
+
+def _count(crops: int) -> bytes:
+    return f"{crops} crops".encode()
 
 
 def _name(number: int) -> str:

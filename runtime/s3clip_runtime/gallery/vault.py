@@ -101,16 +101,16 @@ class Vault:
         """
         if len(sealed) < OVERHEAD or sealed[:1] != _VERSION:
             raise GalleryError(
-                f"a sealed entry must have version {_VERSION[0]} and at least {OVERHEAD} bytes, found version "
-                f"{sealed[0] if sealed else None} and {len(sealed)} bytes; restore a backup, or update s3clip "
-                "if a later one wrote it"
+                f"a sealed entry must have version {_VERSION[0]} and at least {OVERHEAD} bytes, found "
+                f"version {sealed[0] if sealed else None} and {len(sealed)} bytes; restore a backup, or "
+                "update s3clip if a later one wrote it"
             )
         try:
             return self._cipher.decrypt(sealed[len(_VERSION) : _HEAD], sealed[_HEAD:], context)
         except InvalidTag:
             raise GalleryError(
-                f"key file {self._name} does not fit the gallery, or it is damaged: an entry fails its check; "
-                "give the key file that the gallery was made with, or restore a backup"
+                f"key file {self._name} does not fit the gallery, or it is damaged: an entry fails its "
+                "check; give the key file that the gallery was made with, or restore a backup"
             ) from None
 
     def __repr__(self) -> str:
