@@ -139,7 +139,7 @@ def _measure(
     if odds is None:
         return Refusal(
             **facts,
-            reason="higher scores must be right more often, and are not; the model tells these people not apart",
+            reason="higher scores must be right more often, and are not; the model cannot tell these people",
         )
     growth, measured = growth_threshold_at(strangers, fpir)
     return PairCalibration(

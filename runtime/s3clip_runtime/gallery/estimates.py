@@ -93,20 +93,19 @@ def fpir_at(strangers: Found, threshold: float, seed: int) -> Interval:
     everybody = np.unique(np.concatenate([strangers.person, strangers.gallery]))
     searching = np.bincount(np.searchsorted(everybody, strangers.person), false, len(everybody))
     being_found = np.bincount(np.searchsorted(everybody, strangers.found), false, len(everybody))
-    values: Floats = (searching + being_found) * len(everybody) - rate
-    return _interval(values, seed)
+    return _interval((searching + being_found) * float(len(everybody)) - rate, seed)
 
 
 def fnir_at(enrolled: Found, threshold: float, seed: int) -> Interval:
     """Rate at which enrolled people are not found, and its bootstrap interval over people."""
     missed = (enrolled.score < threshold) | (enrolled.found != enrolled.person)
     names, place = np.unique(enrolled.person, return_inverse=True)
-    rates: Floats = np.bincount(place, person_weights(enrolled.person) * missed, len(names)) * len(names)
-    return _interval(rates, seed)
+    rates = np.bincount(place, person_weights(enrolled.person) * missed, len(names))
+    return _interval(rates * float(len(names)), seed)
 
 
-def _interval(values: Floats, seed: int) -> Interval:
-    low, high = bootstrap_interval(values, seed=seed)
+def _interval(values: NDArray[np.floating], seed: int) -> Interval:
+    low, high = bootstrap_interval(values.astype(np.float64), seed=seed)
     # A sample without a single error bootstraps to no doubt at all; n people leave at least this much.
     doubt = 1 - 0.025 ** (1 / len(values))
     value = min(max(float(values.mean()), 0.0), 1.0)
