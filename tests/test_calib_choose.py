@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from s3clip_calib.choose import check_pool, choose, split
 from s3clip_calib.statistics import describe
-from s3clip_calib.tracklets import Tracklet, read_clip, read_tracklets
 from s3clip_runtime.errors import DataError
+from s3clip_runtime.inference.tracklets import Tracklet, read_clip, read_tracklets
 
 F32 = NDArray[np.float32]
 

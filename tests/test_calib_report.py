@@ -28,12 +28,12 @@ from s3clip_calib.samples import Sample
 from s3clip_calib.sensitivity import Sensitivity
 from s3clip_calib.study import PRECISION_OF, Study, bounds_of
 from s3clip_calib.super_resolution import PictureRow, choose_form
-from s3clip_calib.tracklets import Tracklet
 from s3clip_runtime.errors import ConfigError
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.evidence import Interval, Proof
 from s3clip_runtime.inference.gate import BOUNDS
 from s3clip_runtime.inference.manifest import Artefact, Target
+from s3clip_runtime.inference.tracklets import Tracklet
 
 SHAPES = ((64, 192), (64, 64), (64, 256), (256, 64))
 HOSTILE = "<script>alert('$x$')</script>"

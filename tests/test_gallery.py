@@ -444,8 +444,8 @@ def test_commands_fail_with_one_line_and_exit_2(tmp_path: Path, bundle: str) -> 
             *("enrol", str(tmp_path / "g"), "--bundle", str(tmp_path / "absent"), "--identity", "x"),
             *("--platform", "aerial", str(tmp_path / "anna")),
         ],
-        "picture.jpg cannot be read": [*enrol, str(tmp_path / "picture.jpg")],
-        "missing.jpg cannot be read": [*enrol, str(tmp_path / "missing.jpg")],
+        "picture.jpg: a crop must be a readable picture": [*enrol, str(tmp_path / "picture.jpg")],
+        "missing.jpg: a crop must be a readable picture": [*enrol, str(tmp_path / "missing.jpg")],
         "has no pictures": [*enrol, str(tmp_path / "folder")],
         "with 32 numbers": ["search", str(tmp_path / "g"), *options, str(tmp_path / "anna")],
     }

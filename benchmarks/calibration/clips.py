@@ -15,10 +15,10 @@ from s3clip_calib.methods import Prepared, prepare
 from s3clip_calib.samples import Plain, Sample, embeddings
 from s3clip_calib.selection import LEAST_HELD, POOL_FACTOR, picked, some_people
 from s3clip_calib.statistics import describe
-from s3clip_calib.tracklets import Tracklet, read_clip, read_tracklets
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.manifest import PLAIN
+from s3clip_runtime.inference.tracklets import Tracklet, read_clip, read_tracklets
 
 
 class Pool:
@@ -98,7 +98,7 @@ def read_clips(bundle: Bundle, data: Path, tracklets: int, clips: int, seed: int
 
     Args:
         bundle: with float32 graphs.
-        data: see `s3clip_calib.tracklets.read_tracklets`.
+        data: see `s3clip_runtime.inference.tracklets.read_tracklets`.
         tracklets: calibration tracklets.
         clips: to measure on, both halves together.
         seed: of every choice.

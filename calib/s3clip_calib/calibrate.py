@@ -20,7 +20,6 @@ from s3clip_calib.report import Evidence, check_report, render
 from s3clip_calib.samples import Plain, as_reference, embeddings, labels
 from s3clip_calib.selection import Chosen, Wanted, choose_clips
 from s3clip_calib.study import Study, study
-from s3clip_calib.tracklets import read_tracklets
 from s3clip_calib.workshop import Workshop
 from s3clip_runtime.errors import BundleError, ConfigError
 from s3clip_runtime.inference.backends.openvino import openvino_problem
@@ -29,6 +28,7 @@ from s3clip_runtime.inference.cpus import cpu_model
 from s3clip_runtime.inference.manifest import PLAIN, Calibration, Manifest, Target
 from s3clip_runtime.inference.reference import write_reference
 from s3clip_runtime.inference.replace import replaced_bundle
+from s3clip_runtime.inference.tracklets import read_tracklets
 
 
 @dataclass(frozen=True, slots=True)

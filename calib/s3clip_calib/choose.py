@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_calib.tracklets import Tracklet
 from s3clip_runtime.errors import DataError
+from s3clip_runtime.inference.tracklets import Tracklet
 
 MIN_POOL: Final = 2
 """One tracklet has no spread."""

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from s3clip_calib.fidelity import Labels
 from s3clip_calib.run import Feed
-from s3clip_calib.tracklets import Tracklet, read_clip
 from s3clip_runtime.inference.backends import Session
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip, spread_indices
@@ -22,6 +21,7 @@ from s3clip_runtime.inference.manifest import PLAIN, Role
 from s3clip_runtime.inference.preprocess import hr_batch, lr_batch
 from s3clip_runtime.inference.reference import Reference
 from s3clip_runtime.inference.sessions import open_session
+from s3clip_runtime.inference.tracklets import Tracklet, read_clip
 
 
 @dataclass(frozen=True, slots=True)

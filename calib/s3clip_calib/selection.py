@@ -13,10 +13,10 @@ from s3clip_calib.candidates import TARGETS
 from s3clip_calib.choose import check_pool, choose, split
 from s3clip_calib.samples import Plain, Sample, embeddings
 from s3clip_calib.statistics import describe
-from s3clip_calib.tracklets import Tracklet, read_clip
 from s3clip_runtime.errors import ConfigError, DataError
 from s3clip_runtime.inference.manifest import Target
 from s3clip_runtime.inference.spec import PLATFORMS
+from s3clip_runtime.inference.tracklets import Tracklet, read_clip
 
 LEAST_COUNT: Final = 8
 """Calibration tracklets; fewer gave ranges that later clips passed."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import click
 
 from s3clip_runtime.cli.errors import Group
-from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.spec import PLATFORMS, platform_id
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
     from s3clip_runtime.inference.bundle import Bundle
     from s3clip_runtime.inference.clips import Clip
-
-_PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 _gallery = click.argument("gallery", type=click.Path(path_type=Path))
 _pictures = click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -139,28 +136,9 @@ def _embedding(bundle: Bundle, clip: Clip, device: str) -> NDArray[np.float32]:
 def _clip(paths: tuple[Path, ...], platform: str) -> Clip:
     """All pictures of one person as one clip, in the order of names within a folder."""
     from s3clip_runtime.inference.clips import Clip, is_hr_tracklet, spread_indices
+    from s3clip_runtime.inference.pictures import picture_files, read_upright
 
-    crops = [_read(file) for path in paths for file in _files(path)]
+    files = [file for path in paths for file in (picture_files(path) if path.is_dir() else [path])]
+    crops = [read_upright(file) for file in files]
     hr = is_hr_tracklet([(crop.shape[0], crop.shape[1]) for crop in crops])
     return Clip(tuple(crops[i] for i in spread_indices(len(crops))), platform_id(platform), hr)
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURES)
-    if not files:
-        raise DataError(f"folder {path} has no pictures ({', '.join(_PICTURES)}); give another folder")
-    return files
-
-
-def _read(path: Path) -> NDArray[np.uint8]:
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as picture:
-            # Phones store portraits lying down and say so in the EXIF data.
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
-        raise DataError(f"picture {path} cannot be read ({error}); give a JPEG or PNG file") from error

@@ -1,4 +1,4 @@
-"""Tracklets of a folder of crops: a data set's or what an operator recorded. Labels are not needed.
+"""Tracklets of a folder of crops: a data set's or what an operator recorded, with or without labels.
 
     ROOT/.../PLATFORM/CAMERA_NAME/*.jpg              ground/cam0_0003/000001.jpg
     ROOT/.../PLATFORM/CAMERA/NAME/*.jpg              ground/cam0/0003/000001.jpg
@@ -19,9 +19,15 @@ from typing import Final, NamedTuple
 
 from tqdm import tqdm
 
-from s3clip_calib.pictures import PICTURE_SUFFIXES, read_picture, read_size
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.clips import Clip, Size, is_hr_tracklet, spread_indices
+from s3clip_runtime.inference.pictures import (
+    PICTURE_SUFFIXES,
+    is_picture,
+    natural_key,
+    read_picture,
+    read_size,
+)
 from s3clip_runtime.inference.spec import PLATFORMS, platform_id
 
 SHOWN_PROBLEMS: Final = 10
@@ -33,8 +39,6 @@ UNKNOWN_CAMERA: Final = "camera"
 _ROOT_PARTS: Final = 3
 """Components at the end of root that may tell the platform: root may be a platform's, an identity's or a
 tracklet's folder. Those before may be called ground for any reason."""
-
-_NUMBER: Final = re.compile(r"([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -144,10 +148,10 @@ def _picture_folders(root: Path, problems: list[str]) -> Iterator[_Folder]:
         for name, is_link in found:
             if (folder / name).is_dir():
                 (links if is_link else folders).append(folder / name)
-            elif name.lower().endswith(PICTURE_SUFFIXES):
+            elif is_picture(name):
                 pictures.append(name)
         if pictures:
-            yield _Folder(folder.relative_to(root), sorted(pictures, key=_natural_key))
+            yield _Folder(folder.relative_to(root), sorted(pictures, key=natural_key))
 
 
 def _mark(folder: Path) -> tuple[int, int]:
@@ -159,7 +163,7 @@ def _mark(folder: Path) -> tuple[int, int]:
 def _read_tracklet(root: Path, folder: _Folder, problems: list[str]) -> Tracklet | None:
     """The tracklet of one folder, or None after its problems were noted."""
     try:
-        # Names end up in the bundle's manifest, which is UTF-8.
+        # Names end up in manifests and reports, which are UTF-8.
         str(folder.place).encode()
         place = _place_of(root, folder.place)
     except UnicodeEncodeError:
@@ -214,19 +218,13 @@ def _camera_and_identity(parts: Sequence[str]) -> tuple[str, str | None]:
     *between, name = parts or (UNKNOWN_CAMERA,)
     camera, underscore, _ = name.partition("_")
     if not camera or not underscore:
-        told = bool(between) and _NUMBER.fullmatch(between[-1]) is None
+        told = bool(between) and re.fullmatch("[0-9]+", between[-1]) is None
         camera = between.pop() if told else UNKNOWN_CAMERA
     return camera, between[0] if between else None
 
 
-def _natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key by which frame 9 comes before frame 10."""
-    # re.split gives text and digits in turns, so a number never meets a text.
-    return [int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(name))], name
-
-
 def _path_key(path: Path) -> list[tuple[list[str | int], str]]:
-    return [_natural_key(part) for part in path.parts]
+    return [natural_key(part) for part in path.parts]
 
 
 def _raise_if_any(problems: Iterable[str], title: str) -> None:

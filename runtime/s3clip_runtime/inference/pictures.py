@@ -1,11 +1,12 @@
 """Pictures from disk, and only those whose numbers are what the graphs take: 8 bits a channel.
 
 Pillow shrinks 16-bit colour to 8 bits without a word, and turns float and 16-bit grey into white or black.
-Ranges that come from such crops are wrong and nothing shows it, so these files are refused by their headers.
+Ranges and embeddings of such crops are wrong and nothing shows it, so these files are refused by headers.
 """
 
 from __future__ import annotations
 
+import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from s3clip_runtime.errors import DataError
@@ -29,6 +30,8 @@ _MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH: Final = 24
 """Place of the bit depth in a PNG file: the first chunk must be the header."""
+
+_NUMBER: Final = re.compile(r"([0-9]+)")
 
 _TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_BITS, _TIFF_SAMPLES = 258, 339
@@ -63,6 +66,46 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     """
     with _opened(path) as picture:
         return np.asarray(picture.convert("RGB"))
+
+
+def read_upright(path: Path) -> NDArray[np.uint8]:
+    """As `read_picture`, turned as its EXIF data says: phones store portraits lying down.
+
+    Raises:
+        DataError: as `read_picture`.
+    """
+    with _opened(path) as picture:
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures that lie directly in a folder, in the natural order of their names.
+
+    Raises:
+        DataError: there is none, or the folder cannot be read.
+    """
+    try:
+        names = [entry.name for entry in folder.iterdir() if is_picture(entry.name)]
+    except OSError as error:
+        raise DataError(
+            f"{folder}: a folder must be readable ({error.strerror}); check its permissions"
+        ) from error
+    if not names:
+        raise DataError(
+            f"folder {folder} has no pictures ({', '.join(PICTURE_SUFFIXES)}); give another folder"
+        )
+    return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is one to read: by its suffix; hidden files are left."""
+    return name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sort key by which frame 9 comes before frame 10."""
+    # re.split gives text and digits in turns, so a number never meets a text.
+    return [int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(name))], name
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Crops on a real disk, right and wrong, as the calibration reads them."""
+"""Crops on a real disk, right and wrong, as both calibrations read them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from s3clip.datasets import Tracklet as TrainingTracklet
 from s3clip.datasets import folder
 from s3clip.datasets.sizes import SizeCache
 from s3clip.synthetic import write_dataset
-from s3clip_calib.pictures import read_picture
-from s3clip_calib.tracklets import SHOWN_PROBLEMS, Tracklet, read_clip, read_tracklets
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.inference.clips import spread_indices
+from s3clip_runtime.inference.pictures import picture_files, read_picture, read_upright
+from s3clip_runtime.inference.tracklets import SHOWN_PROBLEMS, Tracklet, read_clip, read_tracklets
 
 
 def colours(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -385,3 +385,23 @@ def test_names_that_no_manifest_can_hold(tmp_path: Path) -> None:
     os.rename(tmp_path / "1.png", place + b"/1.png")
     with pytest.raises(DataError, match=r"names must be UTF-8, found 'ground/cam_\\udcff'; rename it"):
         read_tracklets(tmp_path)
+
+
+def test_pictures_of_a_phone_are_turned_upright_and_crops_are_left(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the scene lies at the right edge
+    lying = np.zeros((16, 32, 3), np.uint8)
+    lying[:, 16:] = 255
+    Image.fromarray(lying).save(tmp_path / "lying.png", exif=exif)
+    np.testing.assert_array_equal(read_picture(tmp_path / "lying.png"), lying)
+    upright = read_upright(tmp_path / "lying.png")
+    np.testing.assert_array_equal(upright, np.rot90(lying, -1))
+
+
+def test_pictures_of_one_folder_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("10.jpg", "9.JPG", "2.tif", ".3.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [file.name for file in picture_files(tmp_path)] == ["2.tif", "9.JPG", "10.jpg"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"folder .*empty has no pictures \(\.jpg"):
+        picture_files(tmp_path / "empty")
