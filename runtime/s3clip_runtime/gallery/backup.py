@@ -1,4 +1,4 @@
-"""Copies of a gallery while it is in use. A backup is itself a gallery in one SQLite file, whatever it is of."""
+"""Copies of a gallery while it is in use. A backup is itself a gallery, in one SQLite file."""
 
 from __future__ import annotations
 

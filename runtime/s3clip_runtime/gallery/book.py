@@ -33,7 +33,8 @@ class Views:
     Attributes:
         vectors: float16 (n, dim), n >= 1.
         seen_s: Unix seconds when the crops were taken.
-        pictures: the crops of the one vector, packed by `clips.pack`, and whether they are HR; None: not kept.
+        pictures: the crops of the one vector, as `clips.pack` gives them, and whether they are HR; None: not
+            kept.
     """
 
     space: str
@@ -196,7 +197,8 @@ class Book:
     def vectors(self, identity: str, space: Space) -> tuple[list[Prototype], Halves]:
         """Prototypes of an identity in a space, float16 (n, dim) in the same order."""
         rows = self.database.rows(
-            f"SELECT {_PROTOTYPE}, vector, sealed FROM prototype WHERE identity = ? AND space = ? ORDER BY id",
+            f"SELECT {_PROTOTYPE}, vector, sealed FROM prototype "
+            "WHERE identity = ? AND space = ? ORDER BY id",
             identity,
             space.hash,
         )
@@ -313,9 +315,9 @@ class Book:
         plain, sealed = self.database.packed(vector), None
         if self._vault is not None:
             plain, sealed = None, self._vault.seal(vector.astype("<f2").tobytes(), context=_VECTOR)
+        columns = ", ".join(COLUMNS["prototype"][1:])
         rows = self.database.rows(
-            "INSERT INTO prototype (identity, space, origin, platform, camera, source, quality, seen_s, added_s, "
-            "clip, vector, sealed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            f"INSERT INTO prototype ({columns}) VALUES ({', '.join('?' * len(columns.split()))}) RETURNING id",
             identity, views.space, views.origin, views.platform, views.camera, views.source, views.quality,
             views.seen_s, time.time(), clip, plain, sealed,
         )  # fmt: skip

@@ -197,10 +197,10 @@ def statements(dialect: Dialect) -> list[str]:
     """The statements that make the tables.
 
     `space`: embedding spaces; `open_set` is the calibration of `open_set.OpenSet` as JSON. `identity`: id is
-    random and tells nothing, so that the log may go on naming it after the person was forgotten. `prototype`:
-    exactly one of `vector` and `sealed` (encrypted) is there; `clip` names the crops it was made of, where they
-    were kept. `clip`: pictures as of `clips.pack`, encrypted if vectors are. `sighting`: final looks that were
-    recognised. `log`: every decision, with what undoing it needs. `backup`: copies that `backup` made.
+    random and tells nothing, so that the log may go on naming it after the person was forgotten.
+    `prototype`: exactly one of `vector` and `sealed` (encrypted) is there; `clip` names the crops it was made
+    of, where they were kept. `clip`: pictures as of `clips.pack`, encrypted if vectors are. `sighting`: final
+    looks that were recognised. `log`: every decision, with what undoing it needs. `backup`: copies that `backup` made.
     """
     words = {"key": dialect.key, "text": dialect.text, "blob": dialect.blob, "vector": dialect.vector}
     return [statement for text in _SCHEMA.format(**words).split(";") if (statement := text.strip())]

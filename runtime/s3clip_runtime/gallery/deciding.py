@@ -71,7 +71,7 @@ class Recognised:
 
 @dataclass(slots=True)
 class Tally:
-    """What decisions did, for status and metrics: unknown people met, views grown, matches that time forbade."""
+    """What decisions did: unknown people met, views grown, matches that time forbade."""
 
     met: int = 0
     grown: int = 0

@@ -49,7 +49,7 @@ class Edits:
         return identity
 
     def add_views(self, identity: Identity, views: Sequence[Views], action: Action, *, made: bool) -> None:
-        """Add prototypes within the bounds and tell the log. Only a person's own enrolments push out others'."""
+        """Add prototypes within the bounds and tell the log. Only enrolments push out what was enrolled."""
         added = [id for one in views for id in self.book.add_prototypes(identity.id, one)]
         dropped = self._bound(identity, keep_enrolled=action != "enrol")
         self.book.log.append(action, identity.id, made=made, added=added, dropped=dropped)

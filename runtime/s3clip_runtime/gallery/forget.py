@@ -68,7 +68,7 @@ class Erased:
 
 
 def erase(book: Book, selection: Selection, action: Action = "forget") -> Erased:
-    """Delete the rows, within a transaction of the caller's; a person of whom no prototype is left goes whole.
+    """Delete the rows, within a transaction of the caller's; who has no prototype left goes whole.
 
     Raises:
         GalleryError: there is no such person.

@@ -121,7 +121,7 @@ class Gallery:
 
     @contextmanager
     def deciding(self) -> Iterator[Decisions]:
-        """Decide and write as one: what other boxes decided is known, and they wait until this one is done."""
+        """Decide and write as one: what other boxes decided is known, and they wait for this one."""
         with self._lock:
             memory = self._followed()
             with self._book.database.transaction():
@@ -329,6 +329,6 @@ def _check_space(book: Book, space: Space) -> None:
     if space not in spaces:
         held = ", ".join(f"{one.hash} with {one.dim} numbers" for one in spaces)
         raise GalleryError(
-            f"{book.database.name} holds embeddings of space {held}, the bundle gives space {space.hash} with "
-            f"{space.dim}; use the bundle it was made with, or add this one by s3clip-gallery add-model"
+            f"{book.database.name} holds embeddings of space {held}, the bundle gives space {space.hash} "
+            f"with {space.dim}; use the bundle it was made with, or add this one by s3clip-gallery add-model"
         )

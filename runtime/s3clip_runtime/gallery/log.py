@@ -38,8 +38,8 @@ class Log:
     ) -> int:
         """Add an entry; returns its number. `detail` must be JSON; it is lost when a person is forgotten."""
         rows = self._database.rows(
-            "INSERT INTO log (time_s, box, actor, action, identity, other, detail) VALUES (?, ?, ?, ?, ?, ?, ?) "
-            "RETURNING seq",
+            "INSERT INTO log (time_s, box, actor, action, identity, other, detail) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING seq",
             time.time(), self.author.box, self.author.actor, action, identity, other, json.dumps(detail),
         )  # fmt: skip
         return int(rows[0][0])

@@ -1,4 +1,4 @@
-"""What a process remembers of a gallery: identities, prototypes and calibration, as of an entry of the log."""
+"""What a process remembers of a gallery, as of an entry of its log."""
 
 from __future__ import annotations
 

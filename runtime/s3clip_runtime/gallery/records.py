@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Kind = Literal["known", "unknown", "candidate"]
-"""known: somebody named the person; unknown: met several times, nobody knows who; candidate: not yet often."""
+"""known: somebody named the person; unknown: met several times, nobody knows who; candidate: not often yet."""
 
 Origin = Literal["enrolled", "grown", "unknown"]
 """Who put a prototype there: a person, the run to a known person, the run to an unknown one."""

@@ -9,7 +9,7 @@ from typing import Final
 from s3clip_runtime.gallery.records import Seen, Sighting
 
 SAME_CAMERA_S: Final = 1.0
-"""Two tracks of one camera that overlap by more are two people; by less, one whom the tracker lost and found."""
+"""Tracks of one camera that overlap by more are two people; by less, perhaps one who was lost and found."""
 
 HORIZON_S: Final = 3600.0
 """Sightings before that are not looked at, unless a limit is longer."""
