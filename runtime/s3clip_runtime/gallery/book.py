@@ -15,7 +15,16 @@ import numpy as np
 from s3clip_runtime.errors import GalleryError
 from s3clip_runtime.gallery.database import COLUMNS, SCHEMA_VERSION, Database, Halves
 from s3clip_runtime.gallery.log import Author, Log
-from s3clip_runtime.gallery.records import Identity, IdentitySummary, Kind, Origin, Prototype, Sighting, Space
+from s3clip_runtime.gallery.records import (
+    GalleryInfo,
+    Identity,
+    IdentitySummary,
+    Kind,
+    Origin,
+    Prototype,
+    Sighting,
+    Space,
+)
 from s3clip_runtime.gallery.vault import Vault
 
 _IDENTITY = ", ".join(COLUMNS["identity"])
@@ -35,6 +44,7 @@ class Views:
         seen_s: Unix seconds when the crops were taken.
         pictures: the crops of the one vector, as `clips.pack` gives them, and whether they are HR; None: not
             kept.
+        clip: id of crops that are kept already.
     """
 
     space: str
@@ -46,6 +56,7 @@ class Views:
     quality: float | None
     seen_s: float
     pictures: tuple[bytes, bool] | None = None
+    clip: int | None = None
 
 
 class Book:
@@ -98,6 +109,17 @@ class Book:
         """Change what it says of itself."""
         self.database.run("DELETE FROM meta WHERE key = ?", key)
         self.database.run("INSERT INTO meta (key, value) VALUES (?, ?)", key, value)
+
+    def info(self) -> GalleryInfo:
+        """What it says of itself."""
+        counts = dict(self.database.rows("SELECT space, count(*) FROM prototype GROUP BY space"))
+        kinds = dict(self.database.rows("SELECT kind, count(*) FROM identity GROUP BY kind"))
+        return GalleryInfo(
+            gallery=self.value("gallery") or "",
+            spaces=tuple((space, int(counts.get(space.hash, 0))) for space in self.spaces()),
+            encrypted=bool(self.value("key")),
+            people={kind: int(count) for kind, count in kinds.items()},
+        )
 
     def state(self) -> tuple[str, int]:
         """What changes with everything that is kept: the generation, and the newest number of the log."""
@@ -183,7 +205,7 @@ class Book:
 
     def add_prototypes(self, identity: str, views: Views) -> list[int]:
         """Add them to an identity; their ids."""
-        clip = None
+        clip = views.clip
         if views.pictures is not None and views.platform is not None:
             clip = self._add_clip(identity, views, *views.pictures)
         return [self._add_prototype(identity, views, vector, clip) for vector in views.vectors]

@@ -1,7 +1,9 @@
 """tmp"""
 
 from __future__ import annotations
+
 from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 

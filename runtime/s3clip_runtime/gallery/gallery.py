@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import builtins
 import getpass
+import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,19 @@ from s3clip_runtime.gallery.edits import Edits
 from s3clip_runtime.gallery.forget import Selection, expire
 from s3clip_runtime.gallery.log import Author
 from s3clip_runtime.gallery.memory import Memory, unit_fault
+from s3clip_runtime.gallery.models import Carried, Embed, add_model, retire_model
 from s3clip_runtime.gallery.open_set import OpenSet
 from s3clip_runtime.gallery.places import open_database, server_search
 from s3clip_runtime.gallery.receipts import Receipt
-from s3clip_runtime.gallery.records import Identity, IdentitySummary, LogEntry, Match, Prototype, Space
+from s3clip_runtime.gallery.records import (
+    GalleryInfo,
+    Identity,
+    IdentitySummary,
+    LogEntry,
+    Match,
+    Prototype,
+    Space,
+)
 from s3clip_runtime.gallery.sqlite import SqliteDatabase
 from s3clip_runtime.gallery.vault import Vault
 from s3clip_runtime.inference.spec import platform_id
@@ -91,7 +101,7 @@ class Gallery:
         """
         database = open_database(address)
         try:
-            author = Author(socket.gethostname(), actor or getpass.getuser())
+            author = Author(socket.gethostname(), actor or _user())
             book = Book(database, author, None if key_file is None else Vault.open(key_file))
             book.begin()
             if space is not None:
@@ -216,6 +226,11 @@ class Gallery:
         with self._changing() as edits:
             edits.calibrate(self._known_space(), open_set.model_dump_json())
 
+    def info(self) -> GalleryInfo:
+        """What the gallery says of itself."""
+        with self._lock, self._book.database.snapshot():
+            return self._book.info()
+
     def list(self) -> builtins.list[IdentitySummary]:
         """All identities, by name."""
         with self._lock, self._book.database.snapshot():
@@ -287,6 +302,16 @@ class Gallery:
         finally:
             source.close()
 
+    def add_model(self, space: Space, embed: Embed, tick: Callable[[int, int], None]) -> Carried:
+        """Make room for another model, and embed all kept crops by it; see `models.add_model`."""
+        with self._lock:
+            return add_model(self._book, space, embed, tick)
+
+    def retire_model(self, space: str) -> int:
+        """Erase the vectors of another model; see `models.retire_model`."""
+        with self._lock:
+            return retire_model(self._book, space)
+
     def checked(self, embeddings: Vectors) -> Vectors:
         """Embeddings as float32 (n, dim); GalleryError if they are none of this gallery's."""
         dim = self._known_space().dim
@@ -316,6 +341,13 @@ class Gallery:
         self._known_space()
         assert self._memory is not None  # there is a space
         return self._memory
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # containers run as numbers without a name
+        return f"uid {os.getuid()}"
 
 
 def _check_space(book: Book, space: Space) -> None:

@@ -1,9 +1,12 @@
 """tmp"""
 
 from __future__ import annotations
+
 from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
 from s3clip_runtime.gallery.database import Halves
 from s3clip_runtime.gallery.records import Match
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Kind = Literal["known", "unknown", "candidate"]
-"""known: somebody named the person; unknown: met several times, nobody knows who; candidate: not often yet."""
+"""known: somebody named the person; unknown: met several times, nobody knows who; candidate: not yet often
+enough for that."""
 
 Origin = Literal["enrolled", "grown", "unknown"]
 """Who put a prototype there: a person, the run to a known person, the run to an unknown one."""
@@ -194,3 +195,20 @@ class IdentitySummary:
             identity.seen_s,
             sightings,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryInfo:
+    """What a gallery says of itself.
+
+    Attributes:
+        gallery: its id.
+        spaces: of its models, the oldest first, with the number of prototypes in each.
+        encrypted: vectors and crops are sealed by a key file.
+        people: identities by kind.
+    """
+
+    gallery: str
+    spaces: tuple[tuple[Space, int], ...]
+    encrypted: bool
+    people: dict[Kind, int]
