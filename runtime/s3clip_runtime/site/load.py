@@ -12,8 +12,7 @@ from s3clip_runtime.site.secrets import secret_parts, warn_if_exposed
 from s3clip_runtime.streams.reading.addresses import redact
 
 AT_START_ONLY = (
-    "bundle", "gallery", "gallery_url", "gallery_url_env", "gallery_url_file", "gallery_key_file", "device",
-    "target", "threads", "min_frames", "first_look_frames",
+    "bundle", "gallery", "gallery_key_file", "device", "target", "threads", "min_frames", "first_look_frames",
 )  # fmt: skip
 """Settings that loaded networks, open stores and open tracklets hang on: they change by a restart."""
 

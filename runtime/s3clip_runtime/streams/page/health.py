@@ -20,5 +20,5 @@ def troubles(status: RunStatus) -> list[str]:
         found.append(f"no camera delivers: {states or 'none is configured'}")
     found += [f"output {output.name}: {output.error}" for output in status.outputs if output.error]
     if status.gallery is not None and status.gallery.trouble:
-        found.append(f"gallery: {status.gallery.trouble}")
+        found.append(status.gallery.trouble)
     return found
