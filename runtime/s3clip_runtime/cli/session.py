@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import click
 
 from s3clip_runtime.cli.progress import Progress, print_summary
+from s3clip_runtime.cli.recognition import cautions
 from s3clip_runtime.cli.threads import one_thread_for_pictures
 from s3clip_runtime.errors import S3ClipError
 from s3clip_runtime.gallery.deciding import Rules
@@ -24,6 +26,8 @@ from s3clip_runtime.streams.pipeline import Pipeline
 from s3clip_runtime.streams.recognition.batcher import LATENCY_MS, Batcher
 from s3clip_runtime.streams.recognition.housekeeping import Housekeeping, Limits
 from s3clip_runtime.streams.status import GalleryStatus, RunStatus
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +153,11 @@ class Session:
     def change(self, settings: LookSettings, rules: Rules, limits: Limits | None) -> None:
         """Other settings for the looks to come; without a gallery the rules and limits have no use."""
         matching = self._matching
-        if matching.recogniser is not None:
-            matching.recogniser.rules = rules
+        recogniser = matching.recogniser
+        if recogniser is not None and rules != recogniser.rules:
+            recogniser.rules = rules
+            for caution in cautions(recogniser):
+                _log.warning("%s", caution)
         if self._housekeeping is not None:
             self._housekeeping.limits = limits
         self.maker.change(with_embedding=settings.embedding, explain=settings.explain)

@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 EVERY_S: Final = 600.0
 
-_CLOSE_S: Final = 2.0
+_CLOSE_S: Final = 1.0
 """As long as an erasure may hold up the end of a run; what it has not done is done by the next run."""
 
 
