@@ -22,7 +22,7 @@ from tiny_bundle import SPACE, write_tiny_bundle
 from s3clip_runtime.cli.errors import Command, Group
 from s3clip_runtime.cli.gallery import main
 from s3clip_runtime.errors import ConfigError, GalleryError
-from s3clip_runtime.gallery.prototypes import Match, k_centre
+from s3clip_runtime.gallery.records import Match
 from s3clip_runtime.gallery.store import MAX_PROTOTYPES, Gallery, decide
 
 DIM = 32
@@ -161,18 +161,6 @@ def test_prototypes_are_bounded_and_rare_views_stay(tmp_path: Path) -> None:
     assert (summary.prototypes, summary.platforms) == (MAX_PROTOTYPES, ("aerial", "ground"))
     with opened(tmp_path / "g") as again:  # memory and file keep the same rows
         assert again.search(queries) == kept
-
-
-def test_k_centre_follows_the_slow_rule() -> None:
-    vectors = units(np.random.default_rng(8), 60, dim=3)
-    kept = [59]
-    while len(kept) < MAX_PROTOTYPES:
-        rest = [i for i in range(60) if i not in kept]
-        kept.append(min(rest, key=lambda i: max(float(vectors[i] @ vectors[j]) for j in kept)))
-    assert sorted(k_centre(vectors, MAX_PROTOTYPES)) == sorted(kept)
-    assert k_centre(vectors[:MAX_PROTOTYPES], MAX_PROTOTYPES) == list(range(MAX_PROTOTYPES))
-    same = np.repeat(vectors[:1], 40, axis=0)
-    assert sorted(k_centre(same, MAX_PROTOTYPES)) == list(range(8, 40))
 
 
 _ENROL_FOR_EVER = """
