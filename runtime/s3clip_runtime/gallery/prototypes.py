@@ -130,3 +130,10 @@ def k_centre(vectors: Vectors, size: int) -> list[int]:
         nearest = np.maximum(nearest, vectors @ vectors[farthest])
         nearest[kept] = np.inf
     return kept
+
+
+def exact_scores(vectors: NDArray[np.float16], query: Vectors) -> NDArray[np.float64]:
+    """Float64 (n,): sums over the columns of float16 (n, dim) times float32 (dim,), in float64."""
+    products = vectors.astype(np.float64) * query.astype(np.float64)
+    scores: NDArray[np.float64] = products.sum(axis=1)
+    return scores
