@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_search_equals_brute_force(place: Place, k: int) -> None:
 def test_both_stores_give_the_same_to_the_last_tie(tmp_path: Path, dsn: str) -> None:
     rng = np.random.default_rng(2)
     twin, others, queries = units(rng, 1), units(rng, 30), units(rng, 8)
-    results = []
+    results: list[tuple[list[list[Match]], list[str]]] = []
     for at in (tmp_path / "g", dsn):
         with opened(at) as gallery:
             for i in np.random.default_rng(len(results)).permutation(30):  # in another order
@@ -242,8 +242,8 @@ def _open_set(threshold: float) -> OpenSet:
     none = Interval(value=0.0, low=0.0, high=0.0)
     pair = PairCalibration(
         query="ground", gallery="ground", bucket=all_heights(), identities=9, mated=9, mated_people=9,
-        non_mated=9, non_mated_people=9, threshold=threshold, growth_threshold=threshold, growth_measured=True,
-        fpir=none, fnir=none, slope=1.0, intercept=0.0,
+        non_mated=9, non_mated_people=9, threshold=threshold, growth_threshold=threshold,
+        growth_measured=True, fpir=none, fnir=none, slope=1.0, intercept=0.0,
     )  # fmt: skip
     return OpenSet(
         fpir=0.01, data="made", created=datetime(2026, 1, 1, tzinfo=UTC), tracklets=9, people=9, identities=9,
@@ -285,7 +285,7 @@ def test_another_space_or_dim_is_refused(place: Place) -> None:
 
 
 def test_a_new_model_learns_from_kept_crops_and_spaces_never_mix(place: Place) -> None:
-    """The model of this test embeds a crop by its mean colour; the crops that it gets must be those enrolled."""
+    """The model of this test embeds a crop by its mean colour: it must get the crops that were enrolled."""
     rng = np.random.default_rng(6)
     axes = units(rng, 256, dim=16)
     crops = {name: np.full((4, 3, 3), 40 * i, np.uint8) for i, name in enumerate(("Ada", "Bob", "Cleo"), 1)}
@@ -297,7 +297,7 @@ def test_a_new_model_learns_from_kept_crops_and_spaces_never_mix(place: Place) -
     new = Space(OTHER_SPACE, 16)
     embedded: list[Clip] = []
 
-    def embed(clips: list[Clip] | tuple[Clip, ...]) -> Vectors:
+    def embed(clips: Sequence[Clip]) -> Vectors:
         embedded.extend(clips)
         return np.stack([axes[int(clip.crops[0].mean())] for clip in clips])
 
@@ -306,7 +306,7 @@ def test_a_new_model_learns_from_kept_crops_and_spaces_never_mix(place: Place) -
     assert gallery.add_model(new, embed, lambda done, of: None).prototypes == 0  # goes on where it was
     assert all(clip.hr and clip.platform == 1 and len(clip.crops) == 8 for clip in embedded)
     with opened(place, OTHER_SPACE, 16) as other:
-        assert other.search(axes[[40, 80]], 1)[1] == [Match("Bob", pytest.approx(1, abs=1e-3), "aerial")]
+        assert [m[0].identity for m in other.search(axes[[40, 80]], 1)] == ["Ada", "Bob"]
         assert {m.identity for m in other.search(axes[:1], 9)[0]} == {"Ada", "Bob"}
         other.enrol("Cleo", axes[120][None], platform=None, source="s")
         assert gallery.search(old["Cleo"][None], 1)[0][0].identity == "Cleo"  # the old model still knows all
@@ -437,7 +437,7 @@ def test_an_encrypted_gallery(place: Place, tmp_path: Path) -> None:
         assert again.search(vectors, 2) == found
         clips: list[Clip] = []
 
-        def embed(given: list[Clip] | tuple[Clip, ...]) -> Vectors:
+        def embed(given: Sequence[Clip]) -> Vectors:
             clips.extend(given)
             return vectors[: len(given)]
 

@@ -347,9 +347,10 @@ class Book:
         plain, sealed = self.database.packed(vector), None
         if self._vault is not None:
             plain, sealed = None, self._vault.seal(vector.astype("<f2").tobytes(), context=_VECTOR)
-        columns = ", ".join(COLUMNS["prototype"][1:])
+        columns = COLUMNS["prototype"][1:]
+        marks = ", ".join("?" * len(columns))
         rows = self.database.rows(
-            f"INSERT INTO prototype ({columns}) VALUES ({', '.join('?' * len(columns.split()))}) RETURNING id",
+            f"INSERT INTO prototype ({', '.join(columns)}) VALUES ({marks}) RETURNING id",
             identity, views.space, views.origin, views.platform, views.camera, views.source, views.quality,
             views.seen_s, time.time(), clip, plain, sealed,
         )  # fmt: skip
