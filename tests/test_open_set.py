@@ -169,6 +169,22 @@ def test_intervals_of_no_error_at_all_keep_the_doubt_of_the_sample() -> None:
     assert binom.pmf(0, people, interval.high) == pytest.approx(0.025)
 
 
+def test_the_interval_is_at_least_as_wide_as_the_rate_differs_between_worlds() -> None:
+    """Both people of a false match count: with the searching one alone it would be a fourth too narrow."""
+    people, threshold = 50, 0.6
+    rates, widths = [], []
+    for seed in range(150):
+        made = world(seed, people)
+        looks = Looks.of(made.vectors, made.people, made.platforms, made.cameras, made.heights_px)
+        found = search_pair(looks, "ground", "ground", draw_enrolled(people, people // 2, TRIALS, seed))
+        assert found is not None
+        interval = fpir_at(found.within(~found.mated), threshold, seed)
+        rates.append(interval.value)
+        widths.append(interval.high - interval.low)
+    # The spread of 150 rates is known to 6 %.
+    assert 1 < np.mean(widths) / (2 * 1.96 * np.std(rates)) < 1.75
+
+
 def test_searches_equal_those_by_hand() -> None:
     """Two platforms, people who lack one of them, tracklets that share a camera."""
     rng = np.random.default_rng(5)
