@@ -38,9 +38,10 @@ def server_search(database: Database, space: Space) -> ServerSearch | None:
     if isinstance(database, SqliteDatabase):
         return None
     from s3clip_runtime.gallery.postgres import PostgresDatabase
+    from s3clip_runtime.gallery.postgres_search import ServerSearch as Server
 
-    found = isinstance(database, PostgresDatabase) and database.index(space.hash)
-    return database if found else None
+    server = Server(database) if isinstance(database, PostgresDatabase) else None
+    return server if server is not None and server.index(space.hash) else None
 
 
 def must_exist(address: str | Path) -> None:

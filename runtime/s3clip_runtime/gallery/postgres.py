@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.database import Halves
+from s3clip_runtime.gallery.database import COLUMNS, Halves
 from s3clip_runtime.gallery.postgres_connection import (
     LOCK_S,
     STATEMENT_S,
@@ -94,6 +95,9 @@ class PostgresDatabase:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """For reading only: all statements in it see one state. Writers do not wait for it."""
+        if self._inside:  # nobody else can write: the transaction is one state
+            yield
+            return
         with self._block(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
             yield
 
@@ -170,6 +174,26 @@ class PostgresDatabase:
         finally:
             for index, definition in found:
                 self.build_index(index, definition)
+
+    @property
+    def scrubbing(self) -> str:
+        """Of PostgreSQL."""
+        return (
+            "the tables were written anew without the erased rows (VACUUM FULL), the old files were dropped"
+        )
+
+    def renumber(self) -> None:
+        """Set the counters above the rows that are there."""
+        for table, columns in COLUMNS.items():
+            if columns[0] in ("id", "seq") and table != "identity":
+                self.rows(
+                    f"SELECT setval(pg_get_serial_sequence('{table}', '{columns[0]}'), "
+                    f"(SELECT coalesce(max({columns[0]}), 0) + 1 FROM {table}), false)"
+                )
+
+    def files(self) -> list[Path]:
+        """None: they are the server's."""
+        return []
 
     def build_index(self, index: str, definition: str) -> None:
         """Build an index by `CREATE INDEX ...`, without keeping others from writing; may take minutes."""

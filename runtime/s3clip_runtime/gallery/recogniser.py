@@ -38,7 +38,7 @@ class Recogniser:
         self.trouble = ""
         """Why the gallery's database cannot be used now; empty: it can."""
         self.unwritten = 0
-        """Looks that were decided by memory alone, and left nothing behind."""
+        """Final looks that were decided by memory alone, and left nothing behind."""
         self._remembered = Remembered()
 
     @property
@@ -47,23 +47,24 @@ class Recogniser:
         return self._remembered.tally
 
     def recognise(self, batch: Sequence[Seen]) -> list[Recognised]:
-        """One answer a look, in their order.
+        """One answer a look, in their order. There must be one at least.
 
         While the database cannot be read or written (full disk, server away), the answers are those of what
         is known, and nothing is written.
 
         Raises:
-            GalleryError: the gallery is damaged.
+            GalleryError: the gallery is damaged, or a vector is none of length 1; nothing was written.
             GalleryUnavailable: it is away and was searched by its server: nothing is known here.
         """
-        vectors = np.stack([seen.vector for seen in batch])
+        vectors = self.gallery.checked(np.stack([seen.vector for seen in batch]))
         try:
             found = self._by_database(batch, vectors)
         except GalleryUnavailable as error:
             if not self.trouble:
                 _log.warning("%s; people are recognised by what is known, nothing is remembered", error)
             self.trouble = str(error)
-            self.unwritten += len(batch)
+            if self.rules.writes:
+                self.unwritten += sum(seen.final for seen in batch)
             return self._asked(batch, vectors)
         if self.trouble:
             _log.warning("the gallery can be used again")
@@ -76,8 +77,11 @@ class Recogniser:
             return self._asked(batch, vectors)
         with self.gallery.deciding() as decisions:
             rows = decisions.memory.search(vectors, MATCHES)
-            deciding = Deciding(decisions.memory, decisions.book, self.rules, self._remembered)
-            return [deciding.decide(seen, row) for seen, row in zip(batch, rows, strict=True)]
+            remembered = self._remembered.copy()
+            deciding = Deciding(decisions.memory, decisions.book, self.rules, remembered)
+            found = [deciding.decide(seen, row) for seen, row in zip(batch, rows, strict=True)]
+        self._remembered = remembered
+        return found
 
     def _asked(self, batch: Sequence[Seen], vectors: NDArray[np.float32]) -> list[Recognised]:
         with self.gallery.remembering() as memory:
