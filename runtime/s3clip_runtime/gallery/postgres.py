@@ -146,6 +146,27 @@ class PostgresDatabase:
         if warnings:
             raise GalleryError(f"{self.name}: {warnings[0]}; let the tables' owner do it")
 
+    def renumber(self) -> None:
+        """New rows get numbers above all that are there."""
+        for table, (key, *_) in COLUMNS.items():
+            if key in ("id", "seq") and table != "identity":
+                query = f"SELECT setval(pg_get_serial_sequence(?, ?), max({key})) FROM {table}"
+                self.rows(query, table, key)
+
+    @property
+    def inside(self) -> bool:
+        """A transaction or snapshot is open."""
+        return self._inside
+
+    @property
+    def scrubbing(self) -> str:
+        """Of PostgreSQL."""
+        return "the tables were written anew without the erased rows (VACUUM FULL)"
+
+    def files(self) -> list[Path]:
+        """None: they are the server's."""
+        return []
+
     def scrub(self) -> None:
         """Write the tables of people anew without the deleted rows, and drop the old files.
 

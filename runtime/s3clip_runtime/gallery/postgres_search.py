@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ _NEAR = (
 
 
 class ServerSearch:
-    """Search of one gallery on its server. Not for several threads at once, nor within a transaction.
+    """Search of one gallery on its server. Not for several threads at once.
 
     Args:
         database: stays open as long as this is used.
@@ -66,7 +67,7 @@ class ServerSearch:
             GalleryError: the gallery is encrypted, or its vectors have another length.
             GalleryUnavailable: see `database.Database`.
         """
-        with self._database.snapshot():
+        with nullcontext() if self._database.inside else self._database.snapshot():
             stored = self._database.rows("SELECT vector FROM prototype WHERE space = ? LIMIT 1", space)
             if not stored:
                 return [[] for _ in queries]
@@ -175,4 +176,4 @@ def _margin(query: NDArray[np.float32]) -> float:
     """
     dim, length = len(query), math.sqrt(float(query @ query))
     rounded = 2.0**-11 * length + 2.0**-25 * dim**0.5
-    return 2.02 * (rounded + dim * 2.0**-24 * (length + rounded))
+    return float(2.02 * (rounded + dim * 2.0**-24 * (length + rounded)))
