@@ -196,26 +196,6 @@ class PostgresDatabase:
             for index, definition in found:
                 self.build_index(index, definition)
 
-    @property
-    def scrubbing(self) -> str:
-        """Of PostgreSQL."""
-        return (
-            "the tables were written anew without the erased rows (VACUUM FULL), the old files were dropped"
-        )
-
-    def renumber(self) -> None:
-        """Set the counters above the rows that are there."""
-        for table, columns in COLUMNS.items():
-            if columns[0] in ("id", "seq") and table != "identity":
-                self.rows(
-                    f"SELECT setval(pg_get_serial_sequence('{table}', '{columns[0]}'), "
-                    f"(SELECT coalesce(max({columns[0]}), 0) + 1 FROM {table}), false)"
-                )
-
-    def files(self) -> list[Path]:
-        """None: they are the server's."""
-        return []
-
     def build_index(self, index: str, definition: str) -> None:
         """Build an index by `CREATE INDEX ...`, without keeping others from writing; may take minutes."""
         concurrently = definition.replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
