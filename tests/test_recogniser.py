@@ -229,11 +229,12 @@ def test_expire_erases_who_was_not_met_again(tmp_path: Path) -> None:
         candidate = name_of(one(recogniser, look(leaning({1: 1.0}), "1")))
         unknown = name_of(one(recogniser, look(leaning({2: 1.0}), "2")))
         assert name_of(one(recogniser, look(leaning({2: 1.0}), "3"))) == unknown
-        time.sleep(0.01)
-        assert gallery.expire(candidates_s=0.005, unknowns_s=3600, keep_s=None) == 1
+        time.sleep(0.6)
+        assert name_of(one(recogniser, look(leaning({2: 1.0}), "6", quality=0.1))) == unknown  # only sighted
+        assert gallery.expire(candidates_s=0.5, unknowns_s=0.5, keep_s=None) == 1
         assert [each.identity for each in gallery.list()] == [unknown]
         assert {view.identity for view in gallery.show(unknown)[1]} == {gallery.show(unknown)[0].id}
-        assert count(gallery, "sighting") == 2
+        assert count(gallery, "sighting") == 3
         # A box that was away all the while learns of the one who stayed.
         assert name_of(one(Recogniser(away, RULES), look(leaning({2: 1.0}), "4", run="away"))) == unknown
         assert name_of(one(recogniser, look(leaning({1: 1.0}), "5"))) != candidate
