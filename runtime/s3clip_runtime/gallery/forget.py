@@ -119,8 +119,11 @@ def expire(book: Book, *, candidates_s: float, unknowns_s: float, keep_s: float 
         if one.kind in limits and max(one.added_s, one.seen_s or 0.0) < limits[one.kind]
     ]
     erased = erase_identities(book, old, "expire")
-    # One entry a sighting: by then nobody is left whom they are about.
-    stale = "DELETE FROM log WHERE action IN ('meet', 'promote') AND time_s < ?"
+    # One entry a sighting. Those of people who are there stay: a box that was away for long learns by them.
+    stale = (
+        "DELETE FROM log WHERE action IN ('meet', 'promote') AND time_s < ? "
+        "AND identity NOT IN (SELECT id FROM identity)"
+    )
     book.database.run(stale, min(limits.values()))
     if keep_s is None:
         return erased

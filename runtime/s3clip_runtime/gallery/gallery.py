@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.errors import GalleryError
+from s3clip_runtime.errors import GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery import erasure
 from s3clip_runtime.gallery.backup import back_up, restore
 from s3clip_runtime.gallery.book import Book, Views
@@ -143,7 +143,7 @@ class Gallery:
             with self._book.database.transaction():
                 memory.refresh()
                 yield Decisions(memory, self._book)
-            memory.refresh()
+            self._follow()
 
     def enrol(
         self,
@@ -282,8 +282,7 @@ class Gallery:
         """Erase people; the receipt and the text of its signed file. See `erasure.forget`."""
         with self._lock:
             done = erasure.forget(self._book, selection, asked, pictures)
-            if self._memory is not None:
-                self._memory.refresh()
+            self._follow()
             return done
 
     def expire(self, *, candidates_s: float, unknowns_s: float, keep_s: float | None) -> int:
@@ -335,6 +334,11 @@ class Gallery:
         with self._lock:
             with self._book.database.transaction():
                 yield Edits(self._book)
+            self._follow()
+
+    def _follow(self) -> None:
+        """Learn what was just written. If that cannot be read now it is written all the same."""
+        with suppress(GalleryUnavailable):
             if self._memory is not None:
                 self._memory.refresh()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ from s3clip_runtime.gallery.book import Book
 from s3clip_runtime.gallery.database import Halves
 from s3clip_runtime.gallery.open_set import OpenSet
 from s3clip_runtime.gallery.prototypes import Prototypes
-from s3clip_runtime.gallery.records import Identity, Match, Space
+from s3clip_runtime.gallery.records import Identity, Match, Prototype, Space
 
 _UNIT_TOLERANCE = 1e-3
 """Largest |length - 1| of a vector. float16 stays far below, unnormalised or damaged vectors far above."""
@@ -45,7 +44,10 @@ class Memory:
         self._server = server
         self._generation = ""
         self._seq = 0
-        self._clear()
+        self._prototypes = Prototypes(space.dim)
+        self._by_id: dict[str, Identity] = {}
+        self._by_name: dict[str, Identity] = {}
+        self.open_set: OpenSet | None = None
         self.refresh()
 
     @property
@@ -60,14 +62,11 @@ class Memory:
 
     def refresh(self) -> None:
         """Learn what the log tells since the last time."""
-        generation, newest = self._book.state()
+        generation, newest = self._book.state()  # first: what comes in while the rest is read is read again
         if generation != self._generation:
             self._load()
         elif newest != self._seq:
-            changed = sorted(self._book.log.changed_since(self._seq))
-            for id in changed:  # all go before any comes: names may have changed hands
-                self._drop_identity(id)
-            for id in changed:
+            for id in sorted(self._book.log.changed_since(self._seq)):
                 self._load_identity(id)
             self._load_open_set()
         self._generation, self._seq = generation, newest
@@ -78,48 +77,47 @@ class Memory:
             return self._server.nearest(self.space.hash, queries, k)
         return self._prototypes.search(queries, k)
 
-    def _clear(self) -> None:
-        self._prototypes = Prototypes(self.space.dim)
-        self._by_id: dict[str, Identity] = {}
-        self._by_name: dict[str, Identity] = {}
-        self.open_set: OpenSet | None = None
-
     def _load(self) -> None:
-        self._clear()
-        for identity in self._book.identities():
-            self._by_id[identity.id] = self._by_name[identity.name] = identity
+        by_id = {identity.id: identity for identity in self._book.identities()}
+        prototypes = Prototypes(self.space.dim)
         if self._server is None:
             for id, platforms, vectors in self._book.all_vectors(self.space):
-                self._put(self._by_id[id].name, vectors, platforms)
+                if id in by_id:  # else somebody new since the line above, whom the next refresh brings in
+                    prototypes.put(by_id[id].name, self._checked(by_id[id].name, vectors), platforms)
         self._load_open_set()
-
-    def _drop_identity(self, id: str) -> None:
-        known = self._by_id.pop(id, None)
-        if known is not None:
-            self._prototypes.remove(known.name)
-            del self._by_name[known.name]
+        # Only now, when nothing more can fail: what was known stays if the database goes away.
+        self._by_id, self._prototypes = by_id, prototypes
+        self._by_name = {identity.name: identity for identity in by_id.values()}
 
     def _load_identity(self, id: str) -> None:
         identity = self._book.identity(id)
+        prototypes, vectors = list[Prototype](), np.zeros((0, self.dim), np.float16)
+        if identity is not None and self._server is None:
+            prototypes, vectors = self._book.vectors(id, self.space)
+            self._checked(identity.name, vectors)
+        known = self._by_id.pop(id, None)
+        # Another identity may have taken the old name by now, and be here already.
+        if known is not None and self._by_name.get(known.name) is known:
+            self._prototypes.remove(known.name)
+            del self._by_name[known.name]
         if identity is None:
             return
         self._by_id[id] = self._by_name[identity.name] = identity
-        if self._server is None:
-            prototypes, vectors = self._book.vectors(id, self.space)
-            if prototypes:
-                self._put(identity.name, vectors, [one.platform for one in prototypes])
+        self._prototypes.remove(identity.name)  # of one who had this name before
+        if prototypes:
+            self._prototypes.put(identity.name, vectors, [one.platform for one in prototypes])
 
     def _load_open_set(self) -> None:
         text = self._book.open_set(self.space.hash)
         self.open_set = None if text is None else OpenSet.of_json(text)
 
-    def _put(self, name: str, vectors: Halves, platforms: Sequence[str | None]) -> None:
+    def _checked(self, name: str, vectors: Halves) -> Halves:
         if fault := unit_fault(vectors.astype(np.float32)):
             raise GalleryError(
                 f"{self._book.database.name} is damaged: prototypes of {name!r}: {fault}; "
                 "restore it from a backup"
             )
-        self._prototypes.put(name, vectors, platforms)
+        return vectors
 
 
 def unit_fault(vectors: NDArray[np.float32]) -> str | None:

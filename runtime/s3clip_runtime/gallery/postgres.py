@@ -95,6 +95,9 @@ class PostgresDatabase:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """For reading only: all statements in it see one state. Writers do not wait for it."""
+        if self._inside:  # nobody else can write: the transaction is one state
+            yield
+            return
         with self._block(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
             yield
 
