@@ -10,7 +10,7 @@ from s3clip_runtime.errors import GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery.backup import discard_part
 from s3clip_runtime.gallery.book import Book
 from s3clip_runtime.gallery.database import Database
-from s3clip_runtime.gallery.forget import Chosen, Selection, choose, choose_people, erase, remove
+from s3clip_runtime.gallery.forget import Chosen, Selection, choose, choose_people, remove
 from s3clip_runtime.gallery.receipts import BackupErasure, Receipt, Signer
 from s3clip_runtime.gallery.sqlite import SqliteDatabase
 from s3clip_runtime.gallery.traces import still_there, traces
@@ -50,7 +50,7 @@ def forget(book: Book, selection: Selection, asked: str, pictures: int = 0) -> t
     with book.database.transaction():
         chosen = choose(book, selection)
         wanted = traces(book, chosen)
-        counts = erase(book, selection)
+        counts = remove(book, chosen)
         signer = _signer(book)
     scrubbed = _scrub(book.database)
     found = still_there(book.database, wanted)

@@ -26,7 +26,7 @@ ROUNDING: Final = 1e-6
 TAIL_SHARE: Final = 0.1
 """Of the strangers' best scores, those that the exponential tail is fitted to."""
 
-_RIDGE: Final = 0.1
+_RIDGE: Final = 0.01
 """Of the logistic slope, in scores of variance 1; against as many searches as there are people."""
 
 _STEPS: Final = 100

@@ -56,11 +56,13 @@ class Chosen:
         rows: all that go.
         people: ids of those who go whole, and of all who were merged into them, with their own rows.
         partly: ids of those who lose rows and stay.
+        selection: what it was chosen by; None: by ids.
     """
 
     rows: Rows = field(default_factory=lambda: defaultdict(dict))
     people: dict[str, Rows] = field(default_factory=dict)
     partly: list[str] = field(default_factory=list)
+    selection: Selection | None = None
 
 
 @dataclass(slots=True)
@@ -97,6 +99,7 @@ def choose(book: Book, selection: Selection) -> Chosen:
     for table, found in rows.items():
         chosen.rows[table].update(found)
     chosen.partly = sorted(touched & left)
+    chosen.selection = selection
     return chosen
 
 
@@ -108,7 +111,8 @@ def choose_people(book: Book, ids: Iterable[str], known_rows: Mapping[str, Rows]
         known_rows: rows that they have in another copy: after a split they may be somebody else's here.
     """
     chosen = Chosen()
-    for id in _with_merged(book, ids):
+    everyone = dict.fromkeys(one for id in ids for one in book.log.merged_into(id))
+    for id in everyone:
         own: Rows = defaultdict(dict)
         for table, column in _TIMES.items():
             own[table].update(book.database.rows(f"SELECT id, {column} FROM {table} WHERE identity = ?", id))
@@ -129,6 +133,8 @@ def remove(book: Book, chosen: Chosen, action: Action = "forget") -> Counter[str
     `log` counts the entries whose details were emptied.
     """
     counts = Counter[str]()
+    if chosen.selection is not None and any(chosen.rows.values()):
+        _tell_selection(book, chosen.selection, action)
     for table, rows in chosen.rows.items():
         book.database.run_many(f"DELETE FROM {table} WHERE id = ?", [(id,) for id in rows])
         counts[table] += len(rows)
@@ -148,14 +154,7 @@ def erase(book: Book, selection: Selection, action: Action = "forget") -> Counte
     Raises:
         GalleryError: there is no such person.
     """
-    chosen = choose(book, selection)
-    if selection.identity is None and any(chosen.rows.values()):
-        until_s = None if selection.until_s == float("inf") else selection.until_s
-        book.log.append(
-            action, camera=selection.camera, since_s=selection.since_s, until_s=until_s,
-            collected=selection.collected,
-        )  # fmt: skip
-    return remove(book, chosen, action)
+    return remove(book, choose(book, selection), action)
 
 
 def expire(book: Book, *, candidates_s: float, unknowns_s: float, keep_s: float | None) -> Counter[str]:
@@ -217,19 +216,12 @@ def forget_again(book: Book, earlier: Forgotten) -> list[str]:
     return back
 
 
-def _with_merged(book: Book, ids: Iterable[str]) -> list[str]:
-    """Ids, and those of people who became part of them: what the log and older copies hold is under these."""
-    parts = defaultdict[str, list[str]](list)
-    query = "SELECT identity, other FROM log WHERE action = 'merge' AND undone IS NULL ORDER BY seq"
-    for into, other in book.database.rows(query):
-        parts[into].append(other)
-    found, waiting = dict[str, None](), list(ids)
-    while waiting:
-        id = waiting.pop()
-        if id not in found:
-            found[id] = None
-            waiting.extend(parts[id])
-    return list(found)
+def _tell_selection(book: Book, selection: Selection, action: Action) -> None:
+    until_s = None if selection.until_s == float("inf") else selection.until_s  # JSON has no infinity
+    book.log.append(
+        action, camera=selection.camera, since_s=selection.since_s, until_s=until_s,
+        collected=selection.collected,
+    )  # fmt: skip
 
 
 def _where(selection: Selection, table: str, time_column: str) -> tuple[str, list[object]]:

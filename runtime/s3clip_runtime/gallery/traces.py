@@ -22,8 +22,10 @@ _VALUES = {"prototype": ("vector", "sealed"), "clip": ("pictures",)}
 
 
 def traces(book: Book, chosen: Chosen) -> set[bytes]:
-    """Pieces of the vectors and pictures that were chosen, before they are removed."""
+    """Pieces of the vectors and pictures that were chosen, before they are removed; none of a server's."""
     found: set[bytes] = set()
+    if not book.database.files():
+        return found
     for table, columns in _VALUES.items():
         query = f"SELECT {', '.join(columns)} FROM {table} WHERE id = ?"
         for id in chosen.rows.get(table, ()):
