@@ -86,6 +86,13 @@ class Remembered:
         self.tally = Tally()
         self._tracks: dict[tuple[str, str], tuple[str, float]] = {}
 
+    def copy(self) -> Remembered:
+        """Another one that knows the same: for a batch that may fail to be written."""
+        copied = Remembered()
+        copied.growth, copied.tally = self.growth.copy(), replace(self.tally)
+        copied._tracks = self._tracks  # replaced by `keep_track`, not changed
+        return copied
+
     def track(self, seen: Seen, now_s: float) -> str | None:
         """Id of the identity that an earlier part of the track got."""
         id, at_s = self._tracks.get((seen.run, seen.track), (None, 0.0))
@@ -93,8 +100,8 @@ class Remembered:
 
     def keep_track(self, seen: Seen, identity: str, now_s: float) -> None:
         """Note who a track is."""
-        self._tracks = {key: kept for key, kept in self._tracks.items() if now_s - kept[1] <= _TRACKS_S}
-        self._tracks[seen.run, seen.track] = identity, now_s
+        recent = {key: kept for key, kept in self._tracks.items() if now_s - kept[1] <= _TRACKS_S}
+        self._tracks = {**recent, (seen.run, seen.track): (identity, now_s)}
 
 
 class Deciding:

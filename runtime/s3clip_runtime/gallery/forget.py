@@ -1,4 +1,4 @@
-"""Erasing people from a gallery: which rows, and what is remembered of it so that no restore brings them back."""
+"""Erasing people from a gallery: which rows, and how they stay erased when a backup is restored."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def choose(book: Book, selection: Selection) -> Chosen:
     prototypes = book.database.rows("SELECT id, identity FROM prototype")
     left = {identity for id, identity in prototypes if id not in rows["prototype"]}
     chosen = choose_people(book, sorted(touched - left))
-    for table, found in rows.items():
-        chosen.rows[table].update(found)
+    for table, own in rows.items():
+        chosen.rows[table].update(own)
     chosen.partly = sorted(touched & left)
     chosen.selection = selection
     return chosen
@@ -144,7 +144,7 @@ def remove(book: Book, chosen: Chosen, action: Action = "forget") -> Counter[str
         # Sightings are not noted: there may be many, and none of them is ever given to a person by a split.
         book.log.append(action, id, rows={table: own.get(table, {}) for table in ("prototype", "clip")})
     for id in chosen.partly:
-        book.log.append(action, id, partly=True)
+        book.log.append(action, id)
     return counts
 
 
@@ -194,8 +194,8 @@ def forgotten(book: Book) -> Forgotten:
             found.selections.append(
                 Selection(None, detail["camera"], detail["since_s"], until_s, detail["collected"])
             )
-        elif not detail.get("partly"):
-            rows = detail.get("rows", {}).items()
+        elif "rows" in detail:  # else the person stayed
+            rows = detail["rows"].items()
             found.people[identity] = {t: {int(id): at_s for id, at_s in own.items()} for t, own in rows}
     return found
 

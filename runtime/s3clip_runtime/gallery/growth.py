@@ -31,6 +31,12 @@ class Growth:
     def __init__(self) -> None:
         self._waiting: dict[str, _Waiting] = {}
 
+    def copy(self) -> Growth:
+        """Another one that holds the same."""
+        copied = Growth()
+        copied._waiting = dict(self._waiting)
+        return copied
+
     def offer(
         self, identity: str, decision: Decision, pair: PairCalibration, seen: Seen, views: Views, now_s: float
     ) -> Sequence[Views]:

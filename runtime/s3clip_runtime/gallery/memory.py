@@ -114,7 +114,9 @@ class Memory:
         text = self._book.open_set(self.space.hash)
         return None if text is None else OpenSet.of_json(text)
 
-    def _put(self, prototypes: Prototypes, name: str, vectors: Halves, platforms: Sequence[str | None]) -> None:
+    def _put(
+        self, prototypes: Prototypes, name: str, vectors: Halves, platforms: Sequence[str | None]
+    ) -> None:
         if fault := unit_fault(vectors.astype(np.float32)):
             raise GalleryError(
                 f"{self._book.database.name} is damaged: prototypes of {name!r}: {fault}; "

@@ -76,8 +76,11 @@ class Recogniser:
             return self._asked(batch, vectors)
         with self.gallery.deciding() as decisions:
             rows = decisions.memory.search(vectors, MATCHES)
-            deciding = Deciding(decisions.memory, decisions.book, self.rules, self._remembered)
-            return [deciding.decide(seen, row) for seen, row in zip(batch, rows, strict=True)]
+            remembered = self._remembered.copy()
+            deciding = Deciding(decisions.memory, decisions.book, self.rules, remembered)
+            found = [deciding.decide(seen, row) for seen, row in zip(batch, rows, strict=True)]
+        self._remembered = remembered  # only now it is written
+        return found
 
     def _asked(self, batch: Sequence[Seen], vectors: NDArray[np.float32]) -> list[Recognised]:
         with self.gallery.remembering() as memory:

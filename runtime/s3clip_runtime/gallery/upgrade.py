@@ -20,7 +20,8 @@ def is_old(connection: sqlite3.Connection) -> bool:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables.issuperset(_OLD_TABLES) or "identity" in tables:
         return False
-    return connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone() == ("1",)
+    version = connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchall()
+    return version == [("1",)]
 
 
 def upgrade(connection: sqlite3.Connection, statements: list[str], name: str) -> None:
