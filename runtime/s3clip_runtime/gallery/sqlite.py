@@ -146,7 +146,8 @@ class SqliteDatabase:
                         connection.execute(statement)
         faults = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if faults != "ok":
-            raise GalleryError(f"{self._name} is damaged ({faults}); restore it from a backup")
+            found = " ".join(str(faults).split())
+            raise GalleryError(f"{self._name} is damaged ({found}); restore it from a backup")
         if is_old(connection):
             self._upgrade()
 
@@ -185,8 +186,8 @@ class SqliteDatabase:
             yield
         except sqlite3.ProgrammingError:
             raise  # such as use after close: a bug, not a fault of the file
-        except sqlite3.Error as error:
-            # The low byte is the kind of error. Text that is no UTF-8 has none.
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            # The low byte is the kind of error. Text that is no UTF-8, also in SQLite's message, has none.
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
             if code in _DAMAGE:
                 rule = f"{self._name}: {error}; the file is damaged; restore it from a backup"
