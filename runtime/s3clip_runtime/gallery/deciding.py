@@ -87,9 +87,10 @@ class Remembered:
         self._tracks: dict[tuple[str, str], tuple[str, float]] = {}
 
     def copy(self) -> Remembered:
-        """One that goes on from here by itself: what a transaction does counts only if it ends well."""
+        """Another one that knows the same: for a batch that may fail to be written."""
         copied = Remembered()
-        copied.growth, copied.tally, copied._tracks = self.growth.copy(), replace(self.tally), self._tracks
+        copied.growth, copied.tally = self.growth.copy(), replace(self.tally)
+        copied._tracks = self._tracks  # replaced by `keep_track`, not changed
         return copied
 
     def track(self, seen: Seen, now_s: float) -> str | None:
@@ -99,8 +100,8 @@ class Remembered:
 
     def keep_track(self, seen: Seen, identity: str, now_s: float) -> None:
         """Note who a track is."""
-        self._tracks = {key: kept for key, kept in self._tracks.items() if now_s - kept[1] <= _TRACKS_S}
-        self._tracks[seen.run, seen.track] = identity, now_s
+        recent = {key: kept for key, kept in self._tracks.items() if now_s - kept[1] <= _TRACKS_S}
+        self._tracks = {**recent, (seen.run, seen.track): (identity, now_s)}
 
 
 class Deciding:

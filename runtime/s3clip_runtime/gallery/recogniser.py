@@ -90,7 +90,7 @@ class Recogniser:
             remembered = self._remembered.copy()
             deciding = Deciding(decisions.memory, decisions.book, rules, remembered)
             found = [deciding.decide(seen, row) for seen, row in zip(batch, rows, strict=True)]
-        self._remembered = remembered
+        self._remembered = remembered  # only now it is written
         return found
 
     def _asked(self, batch: Sequence[Seen], vectors: NDArray[np.float32], rules: Rules) -> list[Recognised]:
