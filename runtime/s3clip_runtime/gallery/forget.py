@@ -22,6 +22,9 @@ _NEEDLES = 8
 
 _CHUNK_BYTES = 16 * 2**20
 
+_TIMES = (("prototype", "seen_s"), ("clip", "seen_s"), ("sighting", "told_s"))
+"""Tables of what cameras saw, and the column that tells when."""
+
 What = Literal["identity", "time", "camera", "retention"]
 
 
@@ -77,7 +80,7 @@ def erase(book: Book, selection: Selection, action: Action = "forget") -> Erased
         return erase_identities(book, [Edits(book).find(selection.identity).id], action)
     erased = Erased()
     touched: set[str] = set()
-    for table, time_column in (("prototype", "seen_s"), ("clip", "seen_s"), ("sighting", "told_s")):
+    for table, time_column in _TIMES:
         where, values = _where(selection, table, time_column)
         rows = book.database.rows(f"SELECT id, identity FROM {table} WHERE {where}", *values)
         touched.update(row[1] for row in rows)
@@ -88,6 +91,26 @@ def erase(book: Book, selection: Selection, action: Action = "forget") -> Erased
     for id in sorted(touched & left):
         book.log.append(action, id)
     return erased
+
+
+def foreseen(book: Book, selection: Selection) -> tuple[Counter[str], list[str]]:
+    """What `erase` would delete now: rows by table, and the names of those whom they are about.
+
+    Raises:
+        GalleryError: there is no such person.
+    """
+    named = None if selection.identity is None else Edits(book).find(selection.identity)
+    counts: Counter[str] = Counter()
+    touched: set[str] = set()
+    for table, time_column in _TIMES:
+        where, values = ("identity = ?", [named.id]) if named else _where(selection, table, time_column)
+        rows = book.database.rows(
+            f"SELECT identity, count(*) FROM {table} WHERE {where} GROUP BY identity", *values
+        )
+        touched.update(id for id, _ in rows)
+        counts[table] = sum(int(count) for _, count in rows)
+    people = [named] if named else [one for one in book.identities() if one.id in touched]
+    return counts, [one.name for one in people]
 
 
 def erase_identities(book: Book, ids: Sequence[str], action: Action, erased: Erased | None = None) -> Erased:

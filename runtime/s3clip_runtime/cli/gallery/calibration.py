@@ -12,18 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from s3clip_runtime.cli.gallery.embedding import CLIPS_AT_ONCE, Model
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.gallery.calibrate import calibrate
 from s3clip_runtime.gallery.calibration_plots import check_installed, draw
 from s3clip_runtime.gallery.open_set import OpenSet, PairCalibration
-from s3clip_runtime.inference.bundle import Bundle
-from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.evidence import Interval
 from s3clip_runtime.inference.spec import PLATFORMS
 from s3clip_runtime.inference.tracklets import Tracklet, read_clip, read_tracklets
-
-CLIPS_AT_ONCE: Final = 8
-"""As many as the embedder takes in one pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,33 +40,30 @@ class Labelled:
 
 
 def measure(
-    bundle: Bundle,
+    model: Model,
     data: Path,
     *,
     fpir: float,
     seed: int,
     identities: int | None,
-    device: str,
     plots: Path | None = None,
 ) -> OpenSet:
     """Calibrate the open-set thresholds of a bundle's embedding space.
 
     Args:
-        bundle: whose graphs embed.
+        model: embeds.
         data: folder of labelled tracklets, see `read_tracklets`; the identity must be in the path.
         fpir, seed, identities: as of `calibrate`.
-        device: as of `Embedder`.
         plots: folder for a picture of each pair of platforms; None: none is drawn.
 
     Raises:
         ConfigError: a number is out of range, or pictures are asked for and matplotlib is missing.
         DataError: the data cannot be read, has no labels, or is too little for any threshold.
-        BackendError: the graphs cannot run on the device.
         SinkError: a picture cannot be written.
     """
     if plots is not None:
         check_installed()
-    labelled = embed_labelled(bundle, data, device)
+    labelled = embed_labelled(model, data)
     inputs = (
         labelled.embeddings,
         labelled.people,
@@ -85,25 +78,21 @@ def measure(
     return open_set
 
 
-def embed_labelled(bundle: Bundle, data: Path, device: str) -> Labelled:
-    """Embed each tracklet below `data` as a run would, super-resolved by the bundle's switch.
+def embed_labelled(model: Model, data: Path) -> Labelled:
+    """Embed each tracklet below `data` as a run would.
 
     Raises:
         DataError: the data cannot be read, or a tracklet's person is not in its path.
-        BackendError: the graphs cannot run on the device.
     """
     tracklets = read_tracklets(data)
     people = _people(data, tracklets)
     vectors, heights = [], []
-    with Embedder(bundle, device=device) as embedder:
-        click.echo(f"device {embedder.device}: {embedder.device_reason}", err=True)
-        with tqdm(total=len(tracklets), desc="embed", unit="tracklet", disable=None, leave=False) as bar:
-            for low in range(0, len(tracklets), CLIPS_AT_ONCE):
-                clips = [read_clip(tracklet) for tracklet in tracklets[low : low + CLIPS_AT_ONCE]]
-                enhance = [not clip.hr and bundle.enhances(clip.height_px) for clip in clips]
-                vectors.append(embedder.embed_looks(clips, enhance=enhance).vectors)
-                heights += [clip.height_px for clip in clips]
-                bar.update(len(clips))
+    with tqdm(total=len(tracklets), desc="embed", unit="tracklet", disable=None, leave=False) as bar:
+        for low in range(0, len(tracklets), CLIPS_AT_ONCE):
+            clips = [read_clip(tracklet) for tracklet in tracklets[low : low + CLIPS_AT_ONCE]]
+            vectors.append(model.embed(clips))
+            heights += [clip.height_px for clip in clips]
+            bar.update(len(clips))
     return Labelled(
         np.concatenate(vectors),
         people,
