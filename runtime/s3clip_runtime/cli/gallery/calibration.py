@@ -17,6 +17,7 @@ from s3clip_runtime.errors import DataError
 from s3clip_runtime.gallery.calibrate import calibrate
 from s3clip_runtime.gallery.calibration_plots import check_installed, draw
 from s3clip_runtime.gallery.open_set import OpenSet, PairCalibration
+from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.evidence import Interval
 from s3clip_runtime.inference.spec import PLATFORMS
 from s3clip_runtime.inference.tracklets import Tracklet, read_clip, read_tracklets
@@ -40,30 +41,33 @@ class Labelled:
 
 
 def measure(
-    model: Model,
+    bundle: Bundle,
     data: Path,
     *,
     fpir: float,
     seed: int,
     identities: int | None,
+    device: str,
     plots: Path | None = None,
 ) -> OpenSet:
     """Calibrate the open-set thresholds of a bundle's embedding space.
 
     Args:
-        model: embeds.
+        bundle: whose graphs embed.
         data: folder of labelled tracklets, see `read_tracklets`; the identity must be in the path.
         fpir, seed, identities: as of `calibrate`.
+        device: as of `Embedder`.
         plots: folder for a picture of each pair of platforms; None: none is drawn.
 
     Raises:
         ConfigError: a number is out of range, or pictures are asked for and matplotlib is missing.
         DataError: the data cannot be read, has no labels, or is too little for any threshold.
+        BackendError: the graphs cannot run on the device.
         SinkError: a picture cannot be written.
     """
     if plots is not None:
         check_installed()
-    labelled = embed_labelled(model, data)
+    labelled = embed_labelled(bundle, data, device)
     inputs = (
         labelled.embeddings,
         labelled.people,
@@ -78,16 +82,20 @@ def measure(
     return open_set
 
 
-def embed_labelled(model: Model, data: Path) -> Labelled:
+def embed_labelled(bundle: Bundle, data: Path, device: str) -> Labelled:
     """Embed each tracklet below `data` as a run would.
 
     Raises:
         DataError: the data cannot be read, or a tracklet's person is not in its path.
+        BackendError: the graphs cannot run on the device.
     """
     tracklets = read_tracklets(data)
     people = _people(data, tracklets)
     vectors, heights = [], []
-    with tqdm(total=len(tracklets), desc="embed", unit="tracklet", disable=None, leave=False) as bar:
+    with (
+        Model(bundle, device) as model,
+        tqdm(total=len(tracklets), desc="embed", unit="tracklet", disable=None, leave=False) as bar,
+    ):
         for low in range(0, len(tracklets), CLIPS_AT_ONCE):
             clips = [read_clip(tracklet) for tracklet in tracklets[low : low + CLIPS_AT_ONCE]]
             vectors.append(model.embed(clips))

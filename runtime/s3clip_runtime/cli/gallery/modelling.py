@@ -45,13 +45,14 @@ def calibrate(
 ) -> None:
     """Set the thresholds of GALLERY by the labelled tracklets in DATA: PLATFORM/PERSON/CAMERA_NAME/*.jpg."""
     from s3clip_runtime.cli.gallery.calibration import measure, table
-    from s3clip_runtime.cli.gallery.embedding import Model, space_of
+    from s3clip_runtime.cli.gallery.embedding import space_of
     from s3clip_runtime.inference.bundle import Bundle
 
     verified = Bundle.open(bundle)
     with place.open(space_of(verified), new=True) as gallery:
-        with Model(verified, device) as model:
-            open_set = measure(model, data, fpir=fpir, seed=seed, identities=identities, plots=plots)
+        open_set = measure(
+            verified, data, fpir=fpir, seed=seed, identities=identities, device=device, plots=plots
+        )
         gallery.calibrate(open_set)
         warning = open_set.warns(gallery.identities)
     click.echo(table(open_set))
