@@ -143,12 +143,12 @@ def crops_by_hand(folder: Path, last: int) -> dict[int, Path]:
         for number, picture in enumerate(video.decode(video=0), start=1):
             for person, *box in boxes[number]:
                 left, top, right, bottom = box
-                crop = picture.to_ndarray(format="rgb24")[top:bottom, left:right]
-                seen[person].append(Image.fromarray(crop))
+                image = picture.to_ndarray(format="rgb24").astype(np.uint8)
+                seen[person].append(image[top:bottom, left:right])
     for person, pictures in seen.items():
         (folder / str(person)).mkdir(parents=True)
         for number, crop in enumerate(pictures[-last:]):
-            crop.save(folder / str(person) / f"{number}.png")
+            Image.fromarray(crop).save(folder / str(person) / f"{number}.png")
     return {person: folder / str(person) for person in seen}
 
 
