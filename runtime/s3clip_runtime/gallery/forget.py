@@ -121,7 +121,7 @@ def erase_identities(book: Book, ids: Sequence[str], action: Action, erased: Era
             rows = book.database.rows(f"SELECT id FROM {table} WHERE identity = ?", id)
             _delete(book, table, [row[0] for row in rows], erased)
         erased.counts["identity"] += book.database.run("DELETE FROM identity WHERE id = ?", id)
-        erased.counts["log"] += book.log.scrub(id)
+        erased.counts["log"] += sum(book.log.scrub(one) for one in book.log.merged_into(id))
         erased.identities.append(id)
         book.log.append(action, id)
     return erased
@@ -180,7 +180,7 @@ def _where(selection: Selection, table: str, time_column: str) -> tuple[str, lis
 
 def _delete(book: Book, table: str, ids: Sequence[int], erased: Erased) -> None:
     values = {"prototype": "vector, sealed", "clip": "pictures"}.get(table)
-    for id in ids if values else ():
+    for id in ids if values and book.database.files() else ():
         for value in book.database.rows(f"SELECT {values} FROM {table} WHERE id = ?", id)[0]:
             if isinstance(value, bytes) and not _kept_elsewhere(book, table, id, value):
                 erased.needles |= _needles(value)

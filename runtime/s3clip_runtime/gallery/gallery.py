@@ -125,6 +125,12 @@ class Gallery:
             self._book.database.close()
 
     @property
+    def public_key(self) -> str:
+        """64 hex digits that check this gallery's receipts."""
+        with self._lock:
+            return erasure.public_key(self._book)
+
+    @property
     def database(self) -> Database:
         """What holds it."""
         return self._book.database

@@ -77,6 +77,14 @@ class Log:
         """Note that entry `by` undid entry `seq`."""
         self._database.run("UPDATE log SET undone = ? WHERE seq = ?", by, seq)
 
+    def merged_into(self, identity: str) -> list[str]:
+        """The id, and those of people who were merged into it, and into these."""
+        found = [identity]
+        for one in found:
+            query = "SELECT other FROM log WHERE identity = ? AND action = 'merge'"
+            found += [row[0] for row in self._database.rows(query, one) if row[0] not in found]
+        return found
+
     def scrub(self, identity: str) -> int:
         """Empty the details of all entries that name an id; how many had some."""
         return self._database.run(

@@ -64,7 +64,10 @@ class Memory:
         if generation != self._generation:
             self._load()
         elif newest != self._seq:
-            for id in sorted(self._book.log.changed_since(self._seq)):
+            changed = sorted(self._book.log.changed_since(self._seq))
+            for id in changed:  # all go before any comes: names may have changed hands
+                self._drop_identity(id)
+            for id in changed:
                 self._load_identity(id)
             self._load_open_set()
         self._generation, self._seq = generation, newest
@@ -90,13 +93,13 @@ class Memory:
                 self._put(self._by_id[id].name, vectors, platforms)
         self._load_open_set()
 
-    def _load_identity(self, id: str) -> None:
+    def _drop_identity(self, id: str) -> None:
         known = self._by_id.pop(id, None)
         if known is not None:
             self._prototypes.remove(known.name)
-            # Another identity may have taken the name by now; its own entry of the log brings it in.
-            if self._by_name.get(known.name) is known:
-                del self._by_name[known.name]
+            del self._by_name[known.name]
+
+    def _load_identity(self, id: str) -> None:
         identity = self._book.identity(id)
         if identity is None:
             return
