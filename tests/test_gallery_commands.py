@@ -17,6 +17,8 @@ import pytest
 from click.testing import CliRunner
 from gallery_world import call, refused, rows, save_person, told
 from PIL import Image
+from postgres_server import dsn as dsn
+from postgres_server import postgres as postgres
 from tiny_bundle import SPACE, edit_manifest, write_tiny_bundle
 from worlds import write_block_world
 
@@ -333,8 +335,46 @@ def test_the_address_may_come_from_the_environment(tmp_path: Path, people: Path,
     gallery = enrolled(tmp_path / "g", people, bundle)
     assert told("list", "env:MY_GALLERY", env={"MY_GALLERY": str(gallery)}) == told("list", gallery)
     done = call("list", "postgresql://anna:secret@127.0.0.1:1/none?connect_timeout=1")
+    assert done.exit_code == 2
     assert "use env:NAME" in done.stderr
     assert "secret" not in done.output
+
+
+def test_a_gallery_on_a_server_by_the_same_commands(
+    tmp_path: Path, people: Path, bundle: Path, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARED", dsn)
+    words = ("--bundle", bundle, "--platform", "ground")
+    assert told("enrol-folder", "env:SHARED", people, *words)[-1] == "enrolled 3 views of 3 people, skipped 0"
+    assert told("enrol-folder", "env:SHARED", people, *words)[-1] == "enrolled 0 views of 0 people, skipped 3"
+    local = told("search", enrolled(tmp_path / "g", people, bundle), *words, people / "bert")
+    assert told("search", "env:SHARED", *words, people / "bert") == local
+    told("backup", "env:SHARED", tmp_path / "backup")
+    receipt = tmp_path / "receipt"
+    told("forget", "env:SHARED", "anna", "--yes", "--receipt", receipt)
+    assert told("verify-receipt", receipt, "--gallery", "env:SHARED")[-1] == "complete"
+    assert set(kinds(tmp_path / "backup")) == {"bert", "cara"}
+
+
+def test_the_index_of_a_server_is_built_and_dropped(
+    people: Path, bundle: Path, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARED", dsn)
+    told("enrol-folder", "env:SHARED", people, "--bundle", bundle, "--platform", "ground")
+
+    def indexes() -> list[str]:
+        with Gallery.open(dsn, None) as opened:
+            found = opened.database.rows("SELECT indexdef FROM pg_indexes WHERE tablename = 'prototype'")
+        return [row[0] for row in found if "hnsw" in row[0]]
+
+    assert told("index", "env:SHARED", "--bundle", bundle) == [f"built the index of space {SPACE}"]
+    assert len(indexes()) == 1
+    found = told("search", "env:SHARED", "--bundle", bundle, "--platform", "ground", people / "bert")
+    assert rows(found)[0][1] == "bert"
+    assert told("index", "env:SHARED", "--bundle", bundle, "--drop") == [
+        f"dropped the index of space {SPACE}"
+    ]
+    assert indexes() == []
 
 
 @pytest.mark.parametrize("kind", [Command, Group])

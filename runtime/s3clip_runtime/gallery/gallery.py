@@ -230,12 +230,6 @@ class Gallery:
         with self._lock, self._book.database.snapshot():
             yield self._book
 
-    @property
-    def public_key(self) -> str:
-        """64 hex digits that check this gallery's receipts."""
-        with self._lock:
-            return erasure.public_key(self._book)
-
     def refresh(self) -> None:
         """Learn what other boxes and commands decided."""
         with self._lock:
