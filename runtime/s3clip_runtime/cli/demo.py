@@ -41,8 +41,8 @@ MIN_IOU = 0.3
 """A detection is the true person whose box it overlaps most, if by this much. Low: aerial people are tiny."""
 
 BY_HAND = 0.6
-"""Cosine from which the demo names somebody. Chosen by hand: everybody in its aerial video was enrolled. To keep
-strangers out (one in twenty let in) its tiny model needs 0.96, and then finds a third of those it knows."""
+"""Cosine from which the demo names somebody. Chosen by hand: everybody in its aerial video was enrolled. To
+keep strangers out (one in twenty let in) its tiny model needs 0.96, and then finds a third of those it knows."""
 
 _OWN_FILES = ("events.jsonl", "gallery.sqlite", "gallery.sqlite-wal", "gallery.sqlite-shm")
 _COLUMNS = "{:>10} {:>7} {:>7} {:>9}  {:<12} {:>6}  {:<12} {}"

@@ -148,6 +148,18 @@ def remove(book: Book, chosen: Chosen, action: Action = "forget") -> Counter[str
     return counts
 
 
+def foreseen(book: Book, selection: Selection) -> tuple[Counter[str], list[str]]:
+    """What `erase` would delete now: rows by table, and the names of those whom they are about.
+
+    Raises:
+        GalleryError: there is no such person.
+    """
+    chosen = choose(book, selection)
+    about = {*chosen.people, *chosen.partly}
+    names = [one.name for one in book.identities() if one.id in about]
+    return Counter({table: len(rows) for table, rows in chosen.rows.items()}), names
+
+
 def erase(book: Book, selection: Selection, action: Action = "forget") -> Counter[str]:
     """Delete what a selection takes, within a transaction of the caller's; rows by table.
 

@@ -31,7 +31,7 @@ from s3clip_runtime.gallery.forget import Selection, expire
 from s3clip_runtime.gallery.log import Author
 from s3clip_runtime.gallery.memory import Memory, unit_fault
 from s3clip_runtime.gallery.models import Carried, Embed, add_model, retire_model
-from s3clip_runtime.gallery.open_set import OpenSet
+from s3clip_runtime.gallery.open_set import Decision, OpenSet, decide
 from s3clip_runtime.gallery.places import open_database, server_search
 from s3clip_runtime.gallery.receipts import Receipt
 from s3clip_runtime.gallery.records import (
@@ -202,6 +202,32 @@ class Gallery:
             memory = self._followed()
             memory.refresh()
             return memory.search(queries, k)
+
+    def search_for_person(
+        self, embedding: Vectors, k: int, *, platform: str, height_px: float, threshold: float | None = None
+    ) -> tuple[builtins.list[Match], Decision]:
+        """Search for one person because somebody asks who it is, and tell the log who was found.
+
+        Args:
+            embedding: float32 (dim,) of length 1.
+            k: identities to find, >= 1; two at least are looked at, for the runner-up.
+            platform, height_px, threshold: as of `open_set.decide`.
+        """
+        query = self.checked(embedding[None])
+        with self.deciding() as decisions:
+            memory = decisions.memory
+            matches = memory.search(query, max(k, 2))[0]
+            decision = decide(matches, memory.open_set, threshold, platform=platform, height_px=height_px)
+            found = [memory.identities[match.identity].id for match in matches]
+            who = None if decision.identity is None else memory.identities[decision.identity].id
+            decisions.book.log.append("search", who, found=found, verdict=decision.verdict)
+        return matches[:k], decision
+
+    @contextmanager
+    def reading(self) -> Iterator[Book]:
+        """All rows as of one moment, to be read and not changed."""
+        with self._lock, self._book.database.snapshot():
+            yield self._book
 
     def refresh(self) -> None:
         """Learn what other boxes and commands decided."""
