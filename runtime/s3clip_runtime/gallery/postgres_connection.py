@@ -23,6 +23,7 @@ DIALECT = Dialect(
 )
 LOCK_S = 10
 STATEMENT_S = 60
+UPKEEP_S = 3600
 CONNECT_S = 5
 _SCHEMA = "s3clip"
 _MIN_SERVER = 130000
@@ -158,6 +159,18 @@ def explained(name: str) -> Iterator[None]:
         away = state.startswith(_UNAVAILABLE)
         cure = _CURES.get(state, "try again when the server is back" if away else "see the server's log")
         raise (GalleryUnavailable if away else GalleryError)(f"{name}: {text}; {cure}") from error
+
+
+@contextmanager
+def patience(connection: psycopg.Connection[Any], lock_s: float) -> Iterator[None]:
+    """Let statements take an hour, and wait `lock_s` for a lock."""
+    change = "SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false)"
+    connection.execute(change, (f"{UPKEEP_S}s", f"{lock_s:g}s"))
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute(change, (f"{STATEMENT_S}s", f"{LOCK_S}s"))
 
 
 def _need_packages() -> None:

@@ -21,7 +21,7 @@ M = 16
 EF_CONSTRUCTION = 100
 """Vectors looked at to place a new one."""
 
-EF_SEARCH = 200
+EF_SEARCH = 400
 """Vectors looked at by a search, all of them candidates; benchmarks/gallery_postgres.py tells the recall."""
 
 _WIDER = 4
@@ -174,5 +174,6 @@ def _margin(query: NDArray[np.float32]) -> float:
     numbers) and adds in float32, in whatever order.
     """
     dim, length = len(query), math.sqrt(float(query @ query))
-    rounded = 2.0**-11 * length + 2.0**-25 * dim**0.5
-    return 2.02 * (rounded + dim * 2.0**-24 * (length + rounded))
+    rounded = 2.0**-11 * length + 2.0**-25 * math.sqrt(dim)
+    added = dim * 2.0**-24 * (length + rounded)
+    return 2.02 * (rounded + added)
