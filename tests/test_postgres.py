@@ -248,7 +248,7 @@ def files_with(postgres: Postgres, needle: bytes) -> list[str]:
 def test_no_file_holds_a_scrubbed_vector(postgres: Postgres, database: PostgresDatabase, dim: int) -> None:
     from s3clip_runtime.gallery.postgres_search import ServerSearch
 
-    vectors = unit(np.random.default_rng(dim), 40, dim)
+    vectors = unit(np.random.default_rng(), 40, dim)  # no other test leaves the same ones on the server
     database.run_many(PROTOTYPE, [(f"person{i}", database.packed(row)) for i, row in enumerate(vectors)])
     database.run(CLIP, "person7", vectors[7].tobytes()[::-1])
     search = ServerSearch(database)
@@ -269,7 +269,7 @@ def test_no_file_holds_a_scrubbed_vector(postgres: Postgres, database: PostgresD
 def test_scrub_waits_for_a_reader_of_the_old_rows(
     postgres: Postgres, dsn: str, database: PostgresDatabase
 ) -> None:
-    vector = unit(np.random.default_rng(1), 1, 1280)[0]
+    vector = unit(np.random.default_rng(), 1, 1280)[0]
     database.run(PROTOTYPE, "person", database.packed(vector))
     code = """
 with database.snapshot():
@@ -295,7 +295,7 @@ def test_scrub_does_not_claim_what_an_older_transaction_prevents(
         monkeypatch.setattr("s3clip_runtime.gallery.postgres._SNAPSHOTS_S", 0.3)
     else:  # as if the transaction began just after the wait
         monkeypatch.setattr(PostgresDatabase, "_await_readers", lambda _: None)
-    vector = unit(np.random.default_rng(2), 1, 1280)[0]
+    vector = unit(np.random.default_rng(), 1, 1280)[0]
     database.run(PROTOTYPE, "person", database.packed(vector))
     with psycopg.connect(postgres.dsn(schema="public")) as other:
         other.execute("CREATE TABLE IF NOT EXISTS foreign_numbers (number INTEGER)")
@@ -387,6 +387,7 @@ def test_a_schema_with_odd_letters_is_refused() -> None:
         PostgresDatabase.open("postgresql://me@host/people?options=-csearch_path%3Da%3BDROP")
 
 
+@pytest.mark.slow
 def test_a_server_that_answers_nothing_costs_five_seconds() -> None:
     import socket
 

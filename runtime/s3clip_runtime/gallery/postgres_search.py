@@ -15,17 +15,14 @@ from s3clip_runtime.gallery.postgres import PostgresDatabase
 from s3clip_runtime.gallery.prototypes import exact_scores
 from s3clip_runtime.gallery.records import Match
 
-M = 16
+M = 24
 """Neighbours of a vector in each layer of the graph. With more it is larger and no better found here."""
 
-EF_CONSTRUCTION = 100
+EF_CONSTRUCTION = 200
 """Vectors looked at to place a new one."""
 
 EF_SEARCH = 400
 """Vectors looked at by a search, all of them candidates; benchmarks/gallery_postgres.py tells the recall."""
-
-_WIDER = 4
-"""So many times more candidates are taken if they were of too few people."""
 
 _ALL = "SELECT id, identity, vector <#> ? AS far FROM prototype WHERE space = ?"
 
@@ -130,20 +127,17 @@ class ServerSearch:
         # condition of the index, so each plan must be made for the space that is asked for.
         for setting in (
             "enable_seqscan = off",
-            "enable_sort = on",
             "plan_cache_mode = force_custom_plan",
             f"hnsw.ef_search = {EF_SEARCH}",
-            "hnsw.iterative_scan = relaxed_order",
         ):
             self._database.run(f"SET LOCAL {setting}")
 
     def _search(self, space: str, query: NDArray[np.float32], k: int, indexed: bool) -> list[Match]:
         if indexed:
-            ranked = f"{_ALL} ORDER BY (vector::halfvec({len(query)})) <#> ? LIMIT "
-            for count in (EF_SEARCH, _WIDER * EF_SEARCH):
-                matches = self._near(f"{ranked}{count}", space, query, k)
-                if len(matches) == k:
-                    return matches
+            ranked = f"{_ALL} ORDER BY (vector::halfvec({len(query)})) <#> ? LIMIT {EF_SEARCH}"
+            matches = self._near(ranked, space, query, k)
+            if len(matches) == k:
+                return matches  # else the candidates were of too few people
         return self._near(_ALL, space, query, k)
 
     def _near(self, source: str, space: str, query: NDArray[np.float32], k: int) -> list[Match]:
