@@ -18,6 +18,7 @@ from postgres_server import Postgres
 from s3clip_runtime.errors import ConfigError, GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery.database import TABLES, Halves
 from s3clip_runtime.gallery.postgres import PostgresDatabase
+from s3clip_runtime.gallery.postgres_connection import address
 
 PROTOTYPE = (
     "INSERT INTO prototype (identity, space, origin, source, seen_s, added_s, vector) "
@@ -380,6 +381,17 @@ def test_a_dsn_that_cannot_be_read_is_not_repeated(dsn: str) -> None:
     with pytest.raises(ConfigError, match=r"must be postgresql://") as caught:
         PostgresDatabase.open(dsn)
     assert "s3kr" not in str(caught.value)
+
+
+def test_what_a_dsn_means() -> None:
+    place = address("postgresql://me:s3kr%40t@db.example:6000/people?options=-csearch_path%3Dnorth")
+    assert (place.name, place.schema) == ("gallery people on db.example:6000 (schema north)", "north")
+    assert place.parameters["password"] == "s3kr@t"
+    assert "s3kr" not in repr(place)
+    words = address("host=db.example dbname=people connect_timeout=2 client_encoding=latin1")
+    assert (words.name, words.schema) == ("gallery people on db.example:5432", "s3clip")
+    assert words.parameters["connect_timeout"] == "2"
+    assert words.parameters["client_encoding"] == "utf8"
 
 
 def test_a_schema_with_odd_letters_is_refused() -> None:

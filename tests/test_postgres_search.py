@@ -137,7 +137,7 @@ def scans(database: PostgresDatabase) -> int:
 
 def test_the_index_finds_nearly_all_and_scores_exactly(database: PostgresDatabase) -> None:
     rng = np.random.default_rng(3)
-    people, views, dim = 400, 10, 128
+    people, views, dim = 250, 10, 128
     centres = rng.standard_normal((people, dim))
     made = centres[:, None] + 0.8 * rng.standard_normal((people, views, dim))
     vectors = unit(made.reshape(-1, dim))

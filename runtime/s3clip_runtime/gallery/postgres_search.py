@@ -15,13 +15,13 @@ from s3clip_runtime.gallery.postgres import PostgresDatabase
 from s3clip_runtime.gallery.prototypes import exact_scores
 from s3clip_runtime.gallery.records import Match
 
-M = 24
+M = 16
 """Neighbours of a vector in each layer of the graph. With more it is larger and no better found here."""
 
-EF_CONSTRUCTION = 200
+EF_CONSTRUCTION = 100
 """Vectors looked at to place a new one."""
 
-EF_SEARCH = 400
+EF_SEARCH = 800
 """Vectors looked at by a search, all of them candidates; benchmarks/gallery_postgres.py tells the recall."""
 
 _ALL = "SELECT id, identity, vector <#> ? AS far FROM prototype WHERE space = ?"
@@ -104,9 +104,8 @@ class ServerSearch:
                 f"a space must be named by letters, digits and _ . : -, found {space!r}; rename it"
             )
         name, database = _index_name(space), self._database
-        digest = hashlib.blake2b(f"{database.name} {name}".encode(), digest_size=8).digest()
-        key = int.from_bytes(digest, "big", signed=True)
-        if not database.rows("SELECT pg_try_advisory_lock(?)", key)[0][0]:
+        lock = "(hashtextextended(current_schema() || ?, 0))"
+        if not database.rows(f"SELECT pg_try_advisory_lock{lock}", name)[0][0]:
             raise GalleryUnavailable(
                 f"{database.name}: another box builds this index now; wait until it is done"
             )
@@ -118,9 +117,9 @@ class ServerSearch:
                 f"CREATE INDEX {name} ON prototype USING hnsw ((vector::halfvec({dim})) halfvec_ip_ops) "
                 f"WITH (m = {M}, ef_construction = {EF_CONSTRUCTION}) WHERE space = '{space}'",
             )
-            database.run("RESET maintenance_work_mem")
         finally:
-            database.rows("SELECT pg_advisory_unlock(?)", key)
+            database.run("RESET maintenance_work_mem")
+            database.rows(f"SELECT pg_advisory_unlock{lock}", name)
 
     def _prefer_index(self) -> None:
         # The planner does not know what a graph costs, and takes the table where it is small. The space is a
