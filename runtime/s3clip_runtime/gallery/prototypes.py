@@ -150,7 +150,13 @@ class Prototypes:
         scores = np.empty((rows, len(queries)), np.float32)
         for low in range(0, rows, BLOCK):
             block = self._blocks[low // BLOCK][: rows - low]
-            np.matmul(widened(block, wide[: len(block)]), turned, out=scores[low : low + BLOCK])
+            single, out = widened(block, wide[: len(block)]), scores[low : low + BLOCK]
+            if len(queries) == 1:
+                # Row by row: the threads of a larger product would wait for each other, on a busy machine for
+                # milliseconds, and the work is too little for that.
+                np.matmul(single[:, None], turned, out=out[:, None])
+            else:
+                np.matmul(single, turned, out=out)
         scores[self._owners[:rows] == _NOBODY] = -np.inf
         return scores
 
