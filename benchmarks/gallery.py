@@ -181,9 +181,9 @@ def _memory_part(found: InMemory) -> list[str]:
 
 Exact search of the {TOP} best persons, {EACH} prototypes each, {DIM} numbers a vector ({2 * DIM} bytes in
 float16). {found.threads} threads and a process of its own for everybody, {found.rounds} interleaved rounds;
-other processes took up to {found.foreign_load:.0%} of the cores, from which those suffer most whose threads wait
-for each other often. Ratios are within a round, over one matrix product in float32 that finds nobody. Ours
-gives persons. The others give {ROWS} rows, for so many can stand in front of the tenth person; their way
+other processes took up to {found.foreign_load:.0%} of the cores, from which those suffer most whose threads
+wait for each other often. Ratios are within a round, over one matrix product in float32 that finds nobody.
+Ours gives persons. The others give {ROWS} rows, for so many can stand in front of the tenth person; their way
 from rows to persons is not timed. Recall is against ours, whose answer is exact for the stored numbers.
 Bytes are those that the process has more, "for a moment" during a search of 32: in small galleries these
 are buffers that do not grow with it.
