@@ -20,8 +20,8 @@ from s3clip_runtime.gallery.records import Match
 from s3clip_runtime.inference.spec import PLATFORMS
 
 BLOCK = 2048
-"""Rows of a block: so many that the threads of a product seldom wait for each other (with half of them a search
-took nearly twice as long on a busy machine), so few that a widened block is small beside a large gallery."""
+"""Rows of a block: so many that the threads of a product seldom wait for each other (with half of them a
+search took nearly twice as long on a busy machine), so few that one that is widened is little memory."""
 
 _PIECE = 64
 """Rows that are looked through together, and scored exactly together."""
