@@ -16,7 +16,7 @@ import pytest
 from postgres_server import Postgres
 
 from s3clip_runtime.errors import ConfigError, GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.database import TABLES, Halves
+from s3clip_runtime.gallery.database import COLUMNS, Halves
 from s3clip_runtime.gallery.postgres import PostgresDatabase
 from s3clip_runtime.gallery.postgres_connection import address
 
@@ -58,7 +58,7 @@ def test_two_boxes_that_start_at_once_make_the_tables_once(dsn: str) -> None:
     assert [box.returncode for box in boxes] == [0] * 3
     database = PostgresDatabase.open(dsn)
     found = database.rows("SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY 1")
-    assert {name for (name,) in found} == set(TABLES)
+    assert {name for (name,) in found} == set(COLUMNS)
     database.close()
 
 
@@ -319,7 +319,7 @@ def test_scrub_by_a_role_that_may_not_is_an_error(postgres: Postgres) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("CREATE ROLE guest LOGIN")
         connection.execute("GRANT USAGE ON SCHEMA owned TO guest")
-        connection.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA owned TO guest")
+        connection.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL COLUMNS IN SCHEMA owned TO guest")
     guest = PostgresDatabase.open(postgres.dsn(schema="owned", user="guest"))
     with pytest.raises(GalleryError, match="owner"):
         guest.scrub()
