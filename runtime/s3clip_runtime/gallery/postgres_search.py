@@ -17,13 +17,14 @@ from s3clip_runtime.gallery.prototypes import exact_scores
 from s3clip_runtime.gallery.records import Match
 
 M = 16
-"""Neighbours of a vector in each layer of the graph. With more it is larger and no better found here."""
+"""Neighbours of a vector in each layer of the graph."""
 
 EF_CONSTRUCTION = 100
 """Vectors looked at to place a new one."""
 
 EF_SEARCH = 800
-"""Vectors looked at by a search, all of them candidates; benchmarks/gallery_postgres.py tells the recall."""
+"""Vectors looked at by a search, all of them candidates. The ten nearest prototypes among 200,000 are found
+with a quarter of it; ten people need more, for each has several (benchmarks/gallery_postgres.py)."""
 
 _ALL = "SELECT id, identity, vector <#> ? AS far FROM prototype WHERE space = ?"
 
