@@ -1,265 +1,258 @@
-"""The gallery against brute force, crashes, foreign files and a search for forgotten bytes."""
+"""What every gallery does, in a SQLite file and on a PostgreSQL server alike."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sqlite3
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from numpy.typing import NDArray
-from PIL import Image
-from tiny_bundle import SPACE, write_tiny_bundle
+from gallery_stores import DIM, Place, Vectors, brute_force, filled, opened, units
+from gallery_stores import dsn as dsn
+from gallery_stores import place as place
+from gallery_stores import places as places
+from gallery_stores import postgres as postgres
+from tiny_bundle import SPACE
 
-from s3clip_runtime.cli.errors import Command, Group
-from s3clip_runtime.cli.gallery import main
 from s3clip_runtime.errors import ConfigError, GalleryError
-from s3clip_runtime.gallery.prototypes import Match, k_centre
-from s3clip_runtime.gallery.store import MAX_PROTOTYPES, Gallery, decide
+from s3clip_runtime.gallery.clips import pack, unpack
+from s3clip_runtime.gallery.edits import MAX_OF_CAMERA, MAX_PROTOTYPES
+from s3clip_runtime.gallery.forget import Selection
+from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.open_set import OpenSet, PairCalibration, all_heights
+from s3clip_runtime.gallery.receipts import verify
+from s3clip_runtime.gallery.records import Match, Space
+from s3clip_runtime.gallery.vault import make_key
+from s3clip_runtime.inference.clips import Clip
+from s3clip_runtime.inference.evidence import Interval
 
-DIM = 32
 OTHER_SPACE = "cd" * 32
-Vectors = NDArray[np.float32]
 
 
-def units(rng: np.random.Generator, count: int, dim: int = DIM) -> Vectors:
-    raw = rng.normal(size=(count, dim))
-    vectors: Vectors = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
-    return vectors
-
-
-def opened(path: Path | None, space: str = SPACE, dim: int = DIM) -> Gallery:
-    return Gallery.open(path, embedding_space=space, dim=dim)
-
-
-def filled(path: Path | None, people: int = 3) -> tuple[Gallery, dict[str, Vectors]]:
-    rng = np.random.default_rng(1)
-    truth = {f"person {i}": units(rng, i + 1) for i in range(people)}
-    gallery = opened(path)
-    for name, vectors in truth.items():
-        gallery.enrol(name, vectors, platform="ground", source="camera 1")
-    return gallery, truth
-
-
-def brute_force(truth: dict[str, Vectors], query: Vectors, k: int) -> list[tuple[str, float]]:
-    scores = {
-        n: max(float(v.astype(np.float64) @ query.astype(np.float64)) for v in vs) for n, vs in truth.items()
-    }
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
+def state(gallery: Gallery) -> object:
+    """All that edits change and undo brings back."""
+    return [
+        (replace(one, enrolled_s=0.0), [replace(p, added_s=0.0) for p in gallery.show(one.identity)[1]])
+        for one in gallery.list()
+    ]
 
 
 @pytest.mark.parametrize("k", [1, 5, 1000])
-def test_search_equals_brute_force(k: int) -> None:
+def test_search_equals_brute_force(place: Place, k: int) -> None:
     rng = np.random.default_rng(0)
-    truth = {f"p{i}": units(rng, int(rng.integers(1, 6))) for i in range(150)}
-    queries = units(rng, 17)
-    with opened(None) as gallery:
+    truth = {f"p{i}": units(rng, int(rng.integers(1, 6))) for i in range(60)}
+    queries = units(rng, 9)
+    with opened(place) as gallery:
         for name, vectors in truth.items():
-            gallery.enrol(name, vectors, platform="aerial", source="test")
+            gallery.enrol(name, vectors, platform="ground", source="test")
         found = gallery.search(queries, k)
+    with opened(place) as again:
+        assert again.search(queries, k) == found
     for query, matches in zip(queries, found, strict=True):
         wanted = brute_force(truth, query, k)
-        assert [m.identity for m in matches] == [name for name, _ in wanted]
-        np.testing.assert_allclose([m.score for m in matches], [s for _, s in wanted], atol=1e-12)
+        assert [m.identity for m in matches] == [m.identity for m in wanted]
+        np.testing.assert_allclose([m.score for m in matches], [m.score for m in wanted], atol=1e-12)
 
 
-def test_equal_scores_are_ordered_by_name_and_do_not_depend_on_the_batch() -> None:
-    rng = np.random.default_rng(3)
-    twin, others = units(rng, 1), units(rng, 40)
-    with opened(None) as gallery:
-        for i, vector in enumerate(others):
-            gallery.enrol(f"other {i}", vector[None], platform=None, source="test")
-            if i % 5 == 0:
-                gallery.enrol(f"twin {9 - i // 5}", twin, platform=None, source="test")
-        queries = np.concatenate([units(rng, 6), twin])
-        together = gallery.search(queries, 40)
-        assert [m.identity for m in together[6]][:8] == [f"twin {i}" for i in range(2, 10)]
-        assert len({m.score for m in together[6][:8]}) == 1
-        assert [gallery.search(query[None], 40)[0] for query in queries] == together
+def test_both_stores_give_the_same_to_the_last_tie(tmp_path: Path, dsn: str) -> None:
+    rng = np.random.default_rng(2)
+    twin, others, queries = units(rng, 1), units(rng, 30), units(rng, 8)
+    results: list[tuple[list[list[Match]], list[str]]] = []
+    for at in (tmp_path / "g", dsn):
+        with opened(at) as gallery:
+            for i in np.random.default_rng(len(results)).permutation(30):  # in another order
+                gallery.enrol(
+                    f"Ünknown {i}" if i % 2 else f"name {i}", others[i][None], platform=None, source="s"
+                )
+                gallery.enrol(f"twin {i:02}", twin, platform="aerial" if i % 3 else "ground", source="s")
+            asked = np.concatenate([queries, twin])
+            results.append((gallery.search(asked, 25), [one.identity for one in gallery.list()]))
+    assert results[0] == results[1]
+    ties = results[0][0][-1]
+    assert [match.identity for match in ties] == [f"twin {i:02}" for i in range(25)]
+    assert len({match.score for match in ties}) == 1
 
 
-def test_ties_across_the_cut_are_cut_by_name() -> None:
-    """A matrix product gives the rows of one and the same vector scores that differ in the last digit."""
-    rng = np.random.default_rng(0)
-    twin = units(rng, 1)
-    with opened(None) as gallery:
-        for i in rng.permutation(101):
-            gallery.enrol(f"twin {i:03}", twin, platform=None, source="test")
-        for queries in (units(rng, 1), units(rng, 7), units(rng, 20)):
-            for matches in gallery.search(queries, 3):
-                assert [m.identity for m in matches] == ["twin 000", "twin 001", "twin 002"]
-
-
-def test_search_stays_exact_while_people_come_change_and_go() -> None:
-    rng = np.random.default_rng(11)
-    truth: dict[str, Vectors] = {}
-    with opened(None) as gallery:
-        for _ in range(300):
-            name = f"p{rng.integers(25)}"
-            if name in truth and rng.random() < 0.4:
-                assert gallery.forget(name) == len(truth.pop(name))
-            elif len(truth.get(name, ())) < 20:
-                new = units(rng, int(rng.integers(1, 9)))
-                gallery.enrol(name, new, platform=None, source="test")
-                truth[name] = np.concatenate([truth.get(name, new[:0]), new])
-            query = units(rng, 1)
-            found = gallery.search(query, 30)[0]
-            wanted = brute_force(truth, query[0], 30)
-            assert [m.identity for m in found] == [name for name, _ in wanted]
-            np.testing.assert_allclose([m.score for m in found], [s for _, s in wanted], atol=1e-12)
-
-
-def test_empty_gallery_and_no_queries() -> None:
-    with opened(None) as gallery:
+def test_an_empty_gallery_and_no_queries(place: Place) -> None:
+    with opened(place) as gallery:
         assert gallery.search(units(np.random.default_rng(0), 2)) == [[], []]
         assert gallery.list() == []
         gallery.enrol("a", units(np.random.default_rng(0), 1), platform=None, source="s")
         assert gallery.search(np.zeros((0, DIM), np.float32)) == []
 
 
-def test_what_is_enrolled_survives_reopening(tmp_path: Path) -> None:
-    gallery, truth = filled(tmp_path / "g")
+def test_what_is_enrolled_survives_reopening(place: Place) -> None:
+    gallery, truth = filled(place)
     query = units(np.random.default_rng(5), 4)
     before = gallery.search(query)
     gallery.close()
     gallery.close()
-    with opened(tmp_path / "g") as again:
+    with opened(place) as again:
         assert again.search(query) == before
         summaries = again.list()
+        info = again.info()
     assert [(s.identity, s.prototypes, s.platforms, s.sources) for s in summaries] == [
         (name, len(vectors), ("ground",), ("camera 1",)) for name, vectors in truth.items()
     ]
     assert abs(summaries[0].enrolled_s - time.time()) < 60
-    info = Gallery.describe(tmp_path / "g")
-    assert (info.embedding_space, info.dim, info.identities, info.prototypes) == (SPACE, DIM, 3, 6)
-    assert [p.name for p in tmp_path.iterdir()] == ["g"]
+    assert (info.spaces, info.people, info.encrypted) == (((Space(SPACE, DIM), 6),), {"known": 3}, False)
 
 
-def test_prototypes_are_bounded_and_rare_views_stay(tmp_path: Path) -> None:
-    """100 near-equal ground views do not push out the one aerial view that looks different."""
+def test_prototypes_are_bounded_and_rare_views_stay(place: Place) -> None:
+    """100 near-equal views from the gate push out neither the view from above nor those of other cameras."""
     rng = np.random.default_rng(4)
-    aerial, ground = units(rng, 2)
+    aerial, other, ground = units(rng, 3)
     noisy = ground + 0.02 * rng.normal(size=(100, DIM))
     views = (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
-    with opened(tmp_path / "g") as gallery:
-        gallery.enrol("a", aerial[None], platform="aerial", source="drone")
+    with opened(place) as gallery:
+        gallery.enrol("a", aerial[None], platform="aerial", source="drone", camera="drone")
+        gallery.enrol("a", other[None], platform="ground", source="photo")
         for start in range(0, 100, 10):
-            gallery.enrol("a", views[start : start + 10], platform="ground", source="gate")
-        assert gallery.search(aerial[None])[0][0].score == pytest.approx(1, abs=1e-6)
-        assert gallery.search(views[-1:])[0][0].score == pytest.approx(1, abs=1e-6)
-        queries = units(rng, 5)
-        kept = gallery.search(queries)
+            gallery.enrol("a", views[start : start + 10], platform="ground", source="gate", camera="gate")
+        (summary,) = gallery.list()
+        assert summary.prototypes == MAX_OF_CAMERA + 2
+        for start in range(0, 100, 10):
+            gallery.enrol("a", views[start : start + 10], platform="ground", source="photos")
+        for rare in (aerial, other, views[-1]):
+            assert gallery.search(rare[None])[0][0].score > 0.999
         (summary,) = gallery.list()
     assert (summary.prototypes, summary.platforms) == (MAX_PROTOTYPES, ("aerial", "ground"))
-    with opened(tmp_path / "g") as again:  # memory and file keep the same rows
-        assert again.search(queries) == kept
 
 
-def test_k_centre_follows_the_slow_rule() -> None:
-    vectors = units(np.random.default_rng(8), 60, dim=3)
-    kept = [59]
-    while len(kept) < MAX_PROTOTYPES:
-        rest = [i for i in range(60) if i not in kept]
-        kept.append(min(rest, key=lambda i: max(float(vectors[i] @ vectors[j]) for j in kept)))
-    assert sorted(k_centre(vectors, MAX_PROTOTYPES)) == sorted(kept)
-    assert k_centre(vectors[:MAX_PROTOTYPES], MAX_PROTOTYPES) == list(range(MAX_PROTOTYPES))
-    same = np.repeat(vectors[:1], 40, axis=0)
-    assert sorted(k_centre(same, MAX_PROTOTYPES)) == list(range(8, 40))
+def test_edits_and_their_undoing(place: Place) -> None:
+    gallery, truth = filled(place)
+    beginning = state(gallery)
+    one, two = truth["person 1"], truth["person 2"]
 
+    def best(query: Vectors) -> str:
+        return gallery.search(query[None], 1)[0][0].identity
 
-_ENROL_FOR_EVER = """
-import sys
-from pathlib import Path
-from typing import Any
-import numpy as np
-from s3clip_runtime.gallery.store import Gallery
-gallery = Gallery.open(Path(sys.argv[1]), embedding_space=sys.argv[2], dim=32)
-for i in range(100000):
-    vector = np.zeros((1, 32), np.float32)
-    vector[0, i % 32] = 1
-    gallery.enrol(f"person {i}", vector, platform="ground", source="loop")
-    print(i, flush=True)
-"""
-
-
-@pytest.mark.parametrize("acknowledged", [1, 7, 40])
-def test_kill_9_keeps_every_acknowledged_enrolment(tmp_path: Path, acknowledged: int) -> None:
-    command = [sys.executable, "-c", _ENROL_FOR_EVER, str(tmp_path / "g"), SPACE]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for _ in range(acknowledged):
-            process.stdout.readline()
-        os.kill(process.pid, signal.SIGKILL)
-        said = acknowledged + len(process.stdout.readlines())
-    with opened(tmp_path / "g") as gallery:
-        names = {s.identity for s in gallery.list()}
-        assert names >= {f"person {i}" for i in range(said)}
-        assert len(names) - said in (0, 1)  # one may be written but not yet acknowledged
-        gallery.enrol("later", units(np.random.default_rng(0), 1), platform=None, source="s")
-
-
-def test_forget_leaves_no_bytes(tmp_path: Path) -> None:
-    gallery, truth = filled(tmp_path / "g", people=20)
-    gallery.enrol("Erika Mustermann", truth["person 0"], platform=None, source="passport scan")
-    traces = [vector.tobytes()[i : i + 8] for vector in truth["person 7"] for i in range(0, 4 * DIM, 8)]
-    before = (tmp_path / "g").read_bytes()
-    assert all(trace in before for trace in traces)
-    assert gallery.forget("person 7") == 8
-    assert gallery.forget("Erika Mustermann") == 1
-    after = b"".join(p.read_bytes() for p in tmp_path.iterdir())
-    assert not any(trace in after for trace in [*traces, b"person 7", b"Mustermann", b"passport"])
-    assert truth["person 6"][0].tobytes() in after
-    assert "person 7" not in {m.identity for m in gallery.search(truth["person 7"], 100)[0]}
+    gallery.merge("person 1", "person 2")
+    assert [best(two[0]), best(one[0])] == ["person 1", "person 1"]
+    assert [(s.identity, s.prototypes) for s in gallery.list()] == [("person 0", 1), ("person 1", 5)]
+    ids = [p.id for p in gallery.show("person 1")[1]]
+    gallery.split("person 1", ids[2:4], "Ada")
+    assert [best(two[0]), best(two[2])] == ["Ada", "person 1"]
+    gallery.name("Ada", "Äda")
+    assert best(two[0]) == "Äda"
+    gallery.note("Äda", "wears a hat")
+    assert gallery.show("Äda")[0].note == "wears a hat"
+    gallery.enrol("Äda", one[:1], platform="aerial", source="drone")
+    gallery.enrol("new", -one[:1], platform="aerial", source="drone")
+    assert best(-one[0]) == "new"
+    undone = [gallery.undo().action for _ in range(6)]
+    assert undone == ["enrol", "enrol", "note", "name", "split", "merge"]
+    assert state(gallery) == beginning
+    with opened(place) as again:
+        assert again.search(two, 3) == gallery.search(two, 3)
+    entries = gallery.log()
+    assert [e.seq for e in entries] == sorted({e.seq for e in entries})
+    assert sum(e.action == "undo" for e in entries) == 6
     gallery.close()
 
 
-def test_rows_pushed_out_leave_no_bytes(tmp_path: Path) -> None:
-    """No compacting here: it is the overwriting of erased rows that is seen."""
-    rng = np.random.default_rng(2)
-    vectors = units(rng, 3 * MAX_PROTOTYPES)
-    with opened(tmp_path / "g") as gallery:
-        gallery.enrol("a", vectors[:MAX_PROTOTYPES], platform=None, source="s")
-        first = (tmp_path / "g").read_bytes()
-        gallery.enrol("a", vectors[MAX_PROTOTYPES:], platform=None, source="s")
-        kept = [bool(gallery.search(v[None])[0][0].score > 0.999) for v in vectors]
-    content = (tmp_path / "g").read_bytes()
-    assert all(vector.tobytes() in first for vector in vectors[:MAX_PROTOTYPES])
-    assert [vector.tobytes() in content for vector in vectors] == kept
-    assert sum(kept) == MAX_PROTOTYPES
-    pieces = [v.tobytes()[8:16] for v, stays in zip(vectors, kept, strict=True) if not stays]
-    assert not any(piece in content for piece in pieces)
-
-
-def test_forget_gives_the_space_back(tmp_path: Path) -> None:
-    gallery, _ = filled(tmp_path / "g")
-    small = (tmp_path / "g").stat().st_size
-    gallery.enrol("x", units(np.random.default_rng(0), MAX_PROTOTYPES), platform=None, source="s")
-    assert (tmp_path / "g").stat().st_size > small
-    gallery.forget("x")
-    assert (tmp_path / "g").stat().st_size == small
+def test_undoing_an_earlier_entry_and_what_cannot_be_undone(place: Place) -> None:
+    gallery, truth = filled(place)
+    enrolled = next(e for e in gallery.log() if e.action == "enrol")  # person 0
+    gallery.merge("person 2", "person 0")
+    with pytest.raises(GalleryError, match="merged or forgotten since"):
+        gallery.undo(enrolled.seq)
+    with pytest.raises(GalleryError, match="cannot be undone"):
+        gallery.undo(gallery.log()[0].seq)
+    with pytest.raises(GalleryError, match="entry 999 of the log is not there"):
+        gallery.undo(999)
+    gallery.enrol("person 0", truth["person 0"], platform=None, source="s")
+    with pytest.raises(GalleryError, match="the name 'person 0' is taken"):
+        gallery.undo(gallery.log()[-2].seq)
     gallery.close()
 
 
-def test_an_open_gallery_sees_what_another_process_does(tmp_path: Path) -> None:
-    running, truth = filled(tmp_path / "g")
-    with opened(tmp_path / "g") as command:
-        assert command.forget("person 1") == 2
-        command.enrol("person 9", truth["person 1"], platform=None, source="s")
-    best = running.search(truth["person 1"], 1)
-    assert [m[0].identity for m in best] == ["person 9", "person 9"]
+def test_naming_an_unknown_after_a_known_person_makes_them_one(place: Place) -> None:
+    gallery, truth = filled(place)
+    gallery.name("person 0", "person 2")
+    assert [(s.identity, s.prototypes) for s in gallery.list()] == [("person 1", 2), ("person 2", 4)]
+    gallery.undo()
+    assert [s.identity for s in gallery.list()] == list(truth)
+    gallery.close()
+
+
+def test_bad_requests_say_what_is_wrong(place: Place) -> None:
+    gallery, truth = filled(place)
+    vector = truth["person 0"]
+    for bad in ("", " x", "a\nb"):
+        with pytest.raises(GalleryError, match="printable name"):
+            gallery.enrol(bad, vector, platform=None, source="s")
+    with pytest.raises(GalleryError, match="at least one"):
+        gallery.enrol("x", vector[:0], platform=None, source="s")
+    with pytest.raises(ConfigError):
+        gallery.enrol("x", vector, platform="submarine", source="s")
+    with pytest.raises(GalleryError, match=r"must be \(n, 32\)"):
+        gallery.search(vector[:, :5])
+    with pytest.raises(GalleryError, match="length 1"):
+        gallery.search(2 * vector)
+    with pytest.raises(GalleryError, match="not finite"):
+        gallery.search(np.full((1, DIM), np.nan, np.float32))
+    with pytest.raises(GalleryError, match="k must be at least 1"):
+        gallery.search(vector, 0)
+    with pytest.raises(GalleryError, match="'nobody' is not in the gallery"):
+        gallery.merge("person 0", "nobody")
+    with pytest.raises(GalleryError, match="merged with itself"):
+        gallery.merge("person 0", "person 0")
+    with pytest.raises(GalleryError, match="name some of these"):
+        gallery.split("person 1", [p.id for p in gallery.show("person 1")[1]], "x")
+    with pytest.raises(GalleryError, match="is there already"):
+        gallery.split("person 1", [1], "person 0")
+    with pytest.raises(GalleryError, match="not in the gallery"):
+        gallery.forget(Selection(identity="nobody"), "nobody")
+    assert [s.identity for s in gallery.list()] == list(truth)
+    gallery.close()
+
+
+def test_an_open_gallery_follows_what_others_do(place: Place) -> None:
+    running, truth = filled(place)
+    probe = truth["person 1"]
+    with opened(place) as other:
+        other.forget(Selection(identity="person 1"), "person 1")
+        other.enrol("person 9", probe, platform="aerial", source="s")
+        assert [m[0] for m in running.search(probe, 1)] == [m[0] for m in other.search(probe, 1)]
+        assert running.search(probe, 1)[0][0].identity == "person 9"
+        other.name("person 9", "Ada")
+        assert running.search(probe, 1)[0][0].identity == "Ada"
+        # Names that change hands within one step.
+        other.name("person 0", "x")
+        other.name("person 2", "person 0")
+        other.name("x", "person 2")
+        queries = np.concatenate([truth["person 0"], truth["person 2"][:1]])
+        assert [m[0].identity for m in running.search(queries, 1)] == ["person 2", "person 0"]
+        other.merge("Ada", "person 0")
+        assert running.search(queries, 1)[1][0].identity == "Ada"
+        other.undo()
+        assert running.search(queries, 1)[1][0].identity == "person 0"
+        other.calibrate(_open_set(0.5))
+        running.search(queries, 1)
+        assert running.open_set == other.open_set == _open_set(0.5)
     running.close()
 
 
-def test_threads_may_share_a_gallery(tmp_path: Path) -> None:
-    gallery = opened(tmp_path / "g")
+def _open_set(threshold: float) -> OpenSet:
+    none = Interval(value=0.0, low=0.0, high=0.0)
+    pair = PairCalibration(
+        query="ground", gallery="ground", bucket=all_heights(), identities=9, mated=9, mated_people=9,
+        non_mated=9, non_mated_people=9, threshold=threshold, growth_threshold=threshold,
+        growth_measured=True, fpir=none, fnir=none, slope=1.0, intercept=0.0,
+    )  # fmt: skip
+    return OpenSet(
+        fpir=0.01, data="made", created=datetime(2026, 1, 1, tzinfo=UTC), tracklets=9, people=9, identities=9,
+        trials=1, seed=0, pairs=(pair,), refused=(),
+    )  # fmt: skip
+
+
+def test_threads_may_share_a_gallery(place: Place) -> None:
+    gallery = opened(place)
     vectors = units(np.random.default_rng(0), 24)
     failures: list[BaseException] = []
 
@@ -281,215 +274,188 @@ def test_threads_may_share_a_gallery(tmp_path: Path) -> None:
     gallery.close()
 
 
-def test_other_embedding_space_or_dim_is_refused(tmp_path: Path) -> None:
-    filled(tmp_path / "g")[0].close()
-    before = (tmp_path / "g").read_bytes()
-    with pytest.raises(GalleryError, match=f"(?s){SPACE}.*{OTHER_SPACE}.*enrol"):
-        opened(tmp_path / "g", space=OTHER_SPACE)
+def test_another_space_or_dim_is_refused(place: Place) -> None:
+    filled(place)[0].close()
+    with pytest.raises(GalleryError, match=f"(?s){SPACE}.*{OTHER_SPACE}.*add-model"):
+        opened(place, space=OTHER_SPACE)
     with pytest.raises(GalleryError, match=r"with 32 numbers.*with 64"):
-        opened(tmp_path / "g", dim=64)
-    assert (tmp_path / "g").read_bytes() == before
+        opened(place, dim=64)
+    with opened(place) as gallery:
+        assert len(gallery.list()) == 3
 
 
-def test_foreign_files_are_refused_and_untouched(tmp_path: Path) -> None:
-    database = sqlite3.connect(tmp_path / "browser.db")
-    database.execute("CREATE TABLE history (url TEXT)")
-    database.commit()
-    database.close()
-    (tmp_path / "text").write_text("not a database, but longer than a header " * 10)
-    (tmp_path / "short").write_text("x")
-    for name in ("browser.db", "text", "short"):
-        before = (tmp_path / name).read_bytes()
-        with pytest.raises(GalleryError, match=f"{name}: the file is no gallery of s3clip"):
-            opened(tmp_path / name)
-        with pytest.raises(GalleryError, match="no gallery of s3clip"):
-            Gallery.describe(tmp_path / name)
-        assert (tmp_path / name).read_bytes() == before
+def test_a_new_model_learns_from_kept_crops_and_spaces_never_mix(place: Place) -> None:
+    """The model of this test embeds a crop by its mean colour: it must get the crops that were enrolled."""
+    rng = np.random.default_rng(6)
+    axes = units(rng, 256, dim=16)
+    crops = {name: np.full((4, 3, 3), 40 * i, np.uint8) for i, name in enumerate(("Ada", "Bob", "Cleo"), 1)}
+    old = dict(zip(crops, units(rng, 3), strict=True))
+    gallery = opened(place)
+    for name, crop in crops.items():
+        kept = None if name == "Cleo" else (pack([crop] * 8), True)
+        gallery.enrol(name, old[name][None], platform="aerial", source="s", pictures=kept)
+    new = Space(OTHER_SPACE, 16)
+    embedded: list[Clip] = []
+
+    def embed(clips: Sequence[Clip]) -> Vectors:
+        embedded.extend(clips)
+        return np.stack([axes[int(clip.crops[0].mean())] for clip in clips])
+
+    carried = gallery.add_model(new, embed, lambda done, of: None)
+    assert (carried.prototypes, carried.left_behind) == (2, ("Cleo",))
+    assert gallery.add_model(new, embed, lambda done, of: None).prototypes == 0  # goes on where it was
+    assert all(clip.hr and clip.platform == 1 and len(clip.crops) == 8 for clip in embedded)
+    with opened(place, OTHER_SPACE, 16) as other:
+        assert [m[0].identity for m in other.search(axes[[40, 80]], 1)] == ["Ada", "Bob"]
+        assert {m.identity for m in other.search(axes[:1], 9)[0]} == {"Ada", "Bob"}
+        other.enrol("Cleo", axes[120][None], platform=None, source="s")
+        assert gallery.search(old["Cleo"][None], 1)[0][0].identity == "Cleo"  # the old model still knows all
+        assert len(gallery.search(old["Cleo"][None], 9)[0]) == 3
+        assert gallery.retire_model(SPACE[:8]) == 3
+        assert other.search(axes[[120]], 1)[0][0].identity == "Cleo"
+        with pytest.raises(GalleryError, match="the only one"):
+            other.retire_model(OTHER_SPACE)
+    with pytest.raises(GalleryError, match="add-model"):
+        opened(place)
+    gallery.close()
+
+
+def test_forgetting_a_person_leaves_no_row(place: Place) -> None:
+    gallery, truth = filled(place)
+    gallery.name("person 1", "Erika Mustermann")
+    gallery.note("Erika Mustermann", "a note")
+    gallery.name("Erika Mustermann", "E. Mustermann")
+    gallery.merge("E. Mustermann", "person 0")
+    receipt, text = gallery.forget(Selection(identity="E. Mustermann"), "E. Mustermann, on her request")
+    assert receipt.complete
+    assert receipt.erased == {"prototype": 3, "identity": 1, "log": 6}
+    assert verify(text, gallery.public_key) == receipt
+    everything = repr(gallery.log()) + repr(gallery.list())
+    assert "Mustermann" not in everything
+    assert "person 0" not in everything
+    assert [s.identity for s in gallery.list()] == ["person 2"]
+    assert {m.identity for m in gallery.search(truth["person 1"], 9)[0]} == {"person 2"}
+    assert gallery.log()[-1].action == "forget"
     with pytest.raises(GalleryError):
-        opened(tmp_path)
-    with pytest.raises(GalleryError, match="check the path"):
-        opened(tmp_path / "absent" / "g")
-
-
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
-    gallery, truth = filled(tmp_path / "g", people=30)
-    gallery.close()
-    good = (tmp_path / "g").read_bytes()
-    vector = good.index(truth["person 9"][0].tobytes())
-    huge = good[: vector + 3] + b"\x7f" + good[vector + 4 :]
-    for damaged in (good[: len(good) // 2], good[:4096] + bytes(4096) + good[8192:], huge):
-        (tmp_path / "g").write_bytes(damaged)
-        with pytest.raises(GalleryError, match="damaged"):
-            opened(tmp_path / "g")
-
-
-def test_other_schema_version_is_refused(tmp_path: Path) -> None:
-    filled(tmp_path / "g")[0].close()
-    database = sqlite3.connect(tmp_path / "g")
-    database.execute("UPDATE meta SET value = '2' WHERE key = 'schema_version'")
-    database.commit()
-    database.close()
-    with pytest.raises(GalleryError, match="schema_version must be 1, found 2"):
-        opened(tmp_path / "g")
-
-
-def test_an_empty_file_becomes_a_gallery(tmp_path: Path) -> None:
-    (tmp_path / "g").touch()
-    filled(tmp_path / "g")[0].close()
-    assert Gallery.describe(tmp_path / "g").identities == 3
-
-
-def test_a_writer_that_does_not_finish_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3clip_runtime.gallery.journal._BUSY_S", 0.1)
-    gallery, truth = filled(tmp_path / "g")
-    other = sqlite3.connect(tmp_path / "g", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(GalleryError, match="another process has been writing"):
-        gallery.enrol("x", truth["person 0"], platform=None, source="s")
-    other.execute("ROLLBACK")
-    gallery.enrol("x", truth["person 0"], platform=None, source="s")
-    other.close()
+        gallery.undo(gallery.log()[-2].seq)
     gallery.close()
 
 
-def test_bad_input_is_refused_and_changes_nothing(tmp_path: Path) -> None:
-    gallery, truth = filled(tmp_path / "g")
-    good = truth["person 2"]
-    nan = good.copy()
-    nan[1, 3] = np.nan
-    for bad, message in (
-        (nan, "not finite"),
-        (good * 1.1, "length 1, found 1.1"),
-        (good * 0, "length 1, found 0"),
-        (good[:, :-1], r"must be \(n, 32\), found \(3, 31\)"),
-        (good[0], r"must be \(n, 32\), found \(32,\)"),
-    ):
-        with pytest.raises(GalleryError, match=message):
-            gallery.enrol("x", bad, platform=None, source="s")
-        with pytest.raises(GalleryError, match=message):
-            gallery.search(bad)
-    with pytest.raises(GalleryError, match="no embeddings"):
-        gallery.enrol("x", good[:0], platform=None, source="s")
-    for name in ("", " ", " x", "a\nb", "\ud800"):
-        with pytest.raises(GalleryError, match="printable name"):
-            gallery.enrol(name, good, platform=None, source="s")
-    with pytest.raises(ConfigError, match="platform 'space' is unknown"):
-        gallery.enrol("x", good, platform="space", source="s")
-    with pytest.raises(GalleryError, match="k must be at least 1"):
-        gallery.search(good, 0)
-    with pytest.raises(GalleryError, match="did you mean person 2"):
-        gallery.forget("persn 2")
-    assert [s.identity for s in gallery.list()] == list(truth)
+def test_forgetting_by_camera_time_and_retention(place: Place) -> None:
+    rng = np.random.default_rng(3)
+    vectors = units(rng, 6)
+    gallery = opened(place)
+    day = 86_400.0
+
+    def enrol(name: str, i: int, camera: str | None, seen_s: float) -> None:
+        gallery.enrol(
+            name, vectors[i][None], platform="ground", source="s", camera=camera, seen_s=seen_s,
+            pictures=(pack([np.zeros((2, 2, 3), np.uint8)]), False),
+        )  # fmt: skip
+
+    enrol("Ada", 0, "gate", 10 * day)
+    enrol("Ada", 1, "yard", 10 * day)
+    enrol("Bob", 2, "gate", 20 * day)
+    enrol("Cleo", 3, None, 20 * day)
+    enrol("Dora", 4, "yard", 30 * day)
+    receipt, _ = gallery.forget(Selection(camera="gate"), "camera gate")
+    assert receipt.erased == {"prototype": 2, "clip": 2, "identity": 1, "log": 1}  # Bob is gone
+    assert [(s.identity, s.prototypes) for s in gallery.list()] == [("Ada", 1), ("Cleo", 1), ("Dora", 1)]
+    receipt, _ = gallery.forget(Selection(since_s=9 * day, until_s=25 * day), "days 9 to 25")
+    assert receipt.erased == {"prototype": 1, "clip": 1, "identity": 1, "log": 2}
+    # What somebody enrolled has no limit of storage.
+    receipt, _ = gallery.forget(Selection(until_s=99 * day, collected=True), "older than 30 days")
+    assert receipt.erased == {}
+    assert [s.identity for s in gallery.list()] == ["Cleo", "Dora"]
     gallery.close()
 
 
-def test_decide() -> None:
-    matches = [Match("a", 0.7), Match("b", 0.6)]
-    assert decide(matches, 0.7).identity == "a"
-    assert decide(matches, 0.71).identity is None
-    assert (decide(matches, 0.9).score, decide(matches, 0.9).runner_up) == (0.7, Match("b", 0.6))
-    assert decide(matches[:1], 0.5).runner_up is None
-    assert (decide([], -1).identity, decide([], -1).score) == (None, -1.0)
-    for threshold in (1.5, float("nan")):
-        with pytest.raises(GalleryError, match="threshold"):
-            decide(matches, threshold)
+@pytest.mark.parametrize("other_store", ["sqlite", "postgres"])
+def test_a_backup_is_a_gallery_and_can_be_restored_into_either_store(
+    place: Place, places: Callable[[str], Place], tmp_path: Path, other_store: str
+) -> None:
+    gallery, _ = filled(place)
+    gallery.calibrate(_open_set(0.25))
+    query = units(np.random.default_rng(5), 4)
+    before, list_before = gallery.search(query), gallery.list()
+    gallery.back_up(tmp_path / "backup")
+    with pytest.raises(GalleryError, match="there is a file already"):
+        gallery.back_up(tmp_path / "backup")
+    with opened(tmp_path / "backup") as copy:
+        assert (copy.search(query), copy.list()) == (before, list_before)
+    with opened(places("other")) as other:
+        other.enrol("stranger", query[:1], platform=None, source="s")
+        other.restore(tmp_path / "backup")
+        assert (other.search(query), other.list(), other.open_set) == (before, list_before, _open_set(0.25))
+        other.enrol("later", query[:1], platform=None, source="s")  # new numbers do not meet old ones
+        assert other.search(query[:1], 1)[0][0].identity == "later"
+    gallery.forget(Selection(identity="person 2"), "person 2")
+    gallery.enrol("later", query[:1], platform=None, source="s")
+    assert gallery.restore(tmp_path / "backup") == []  # the backup forgot with it
+    assert [s.identity for s in gallery.list()] == ["person 0", "person 1"]
+    gallery.close()
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_tiny_bundle(tmp_path_factory.mktemp("bundle")))
+def test_people_forgotten_since_a_backup_stay_forgotten(place: Place, tmp_path: Path) -> None:
+    gallery, _ = filled(place)
+    gallery.back_up(tmp_path / "backup")
+    (tmp_path / "backup").rename(tmp_path / "moved")
+    receipt, _ = gallery.forget(Selection(identity="person 1"), "person 1")
+    assert not receipt.complete
+    assert "was it moved" in str(receipt.backups[0].not_reached)
+    for _ in range(2):  # also by a second restore, whose log came out of the backup
+        assert len(gallery.restore(tmp_path / "moved")) == 1
+        assert [s.identity for s in gallery.list()] == ["person 0", "person 2"]
+    gallery.close()
 
 
-def save_person(folder: Path, colour: tuple[int, int, int], count: int) -> None:
-    """Noisy pictures of one colour; the tiny bundle's embedding follows the brightness along rows."""
-    folder.mkdir()
-    rng = np.random.default_rng(sum(colour))
-    ramp = np.linspace(colour[0] / 255, colour[1] / 255, 60)[:, None, None]
-    for i in range(count):
-        pixels = rng.integers(colour[2] // 2, colour[2] + 1, (60, 30, 3)) * ramp
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+def test_an_encrypted_gallery(place: Place, tmp_path: Path) -> None:
+    make_key(tmp_path / "key")
+    make_key(tmp_path / "other")
+    rng = np.random.default_rng(9)
+    vectors, crop = units(rng, 3), rng.integers(0, 255, (9, 5, 3), np.uint8)
+    with opened(place, key_file=tmp_path / "key") as gallery:
+        gallery.enrol("Ada", vectors, platform="ground", source="s")
+        gallery.enrol("Bob", -vectors[:1], platform="ground", source="s", pictures=(pack([crop]), False))
+        found = gallery.search(vectors, 2)
+        rows = gallery.database.rows("SELECT vector, sealed FROM prototype")
+        (pictures,) = gallery.database.rows("SELECT pictures FROM clip")[0]
+        gallery.back_up(tmp_path / "backup")
+    assert all(plain is None and len(sealed) > 2 * DIM for plain, sealed in rows)
+    pieces = [vector.astype("<f2").tobytes()[:12] for vector in vectors]
+    assert not any(piece in bytes(sealed) for piece in pieces for _, sealed in rows)
+    assert b"PNG" not in bytes(pictures)
+    with opened(None) as plain:
+        plain.enrol("Ada", vectors, platform="ground", source="s")
+        plain.enrol("Bob", -vectors[:1], platform="ground", source="s")
+        assert plain.search(vectors, 2) == found
+    for wrong in (None, tmp_path / "other"):
+        for at in (place, tmp_path / "backup"):
+            with pytest.raises(GalleryError, match="key file does not fit"):
+                opened(at, key_file=wrong)
+    with opened(place, key_file=tmp_path / "key") as again:
+        assert again.search(vectors, 2) == found
+        clips: list[Clip] = []
+
+        def embed(given: Sequence[Clip]) -> Vectors:
+            clips.extend(given)
+            return vectors[: len(given)]
+
+        again.add_model(Space(OTHER_SPACE, DIM), embed, lambda done, of: None)
+        np.testing.assert_array_equal(clips[0].crops[0], crop)
+        assert again.forget(Selection(identity="Ada"), "Ada")[0].complete
 
 
-def test_commands_enrol_list_search_and_forget(tmp_path: Path, bundle: str) -> None:
-    save_person(tmp_path / "anna", (255, 20, 250), 3)
-    save_person(tmp_path / "bert", (10, 250, 60), 9)
-    gallery, run = str(tmp_path / "g"), CliRunner()
-    options = ["--bundle", bundle, "--platform", "ground", "--device", "cpu"]
-    for name in ("anna", "bert"):
-        done = run.invoke(main, ["enrol", gallery, *options, "--identity", name, str(tmp_path / name)])
-        assert (done.exit_code, done.stdout) == (0, f"enrolled {name}\n")
-        assert done.stderr == "device cpu: as asked; onnx-fp32 is the first choice on cpu\n"
-    listed = run.invoke(main, ["list", gallery]).stdout.splitlines()
-    assert listed[0].startswith("# 2 identities, 2 prototypes, 10 numbers, space abababab")
-    assert [line.split("\t")[:3] for line in listed[1:]] == [["anna", "1", "ground"], ["bert", "1", "ground"]]
-    files = [str(file) for file in sorted((tmp_path / "bert").iterdir())]
-    found = run.invoke(main, ["search", gallery, *options, *files]).stdout.splitlines()
-    assert [line.split("\t")[1] for line in found] == ["bert", "anna"]
-    assert float(found[0].split("\t")[0]) == pytest.approx(1, abs=1e-4)
-    assert run.invoke(main, ["forget", gallery, "anna"]).stdout == "forgot anna: 1 prototypes erased\n"
-    assert "anna" not in run.invoke(main, ["list", gallery]).stdout
-
-
-def test_commands_fail_with_one_line_and_exit_2(tmp_path: Path, bundle: str) -> None:
-    filled(tmp_path / "g")[0].close()
-    (tmp_path / "picture.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
-    (tmp_path / "folder").mkdir()
-    options = ["--bundle", bundle, "--platform", "ground", "--device", "cpu"]
-    save_person(tmp_path / "anna", (255, 20, 250), 1)
-    enrol = ["enrol", str(tmp_path / "new"), *options, "--identity", "x"]
-    cases = {
-        "there is no such file": ["list", str(tmp_path / "absent")],
-        "did you mean person 1": ["forget", str(tmp_path / "g"), "persn 1"],
-        "absent: the folder does not exist": [
-            *("enrol", str(tmp_path / "g"), "--bundle", str(tmp_path / "absent"), "--identity", "x"),
-            *("--platform", "aerial", str(tmp_path / "anna")),
-        ],
-        "picture.jpg: a crop must be a readable picture": [*enrol, str(tmp_path / "picture.jpg")],
-        "missing.jpg: a crop must be a readable picture": [*enrol, str(tmp_path / "missing.jpg")],
-        "has no pictures": [*enrol, str(tmp_path / "folder")],
-        "with 32 numbers": ["search", str(tmp_path / "g"), *options, str(tmp_path / "anna")],
-    }
-    for message, arguments in cases.items():
-        done = CliRunner().invoke(main, arguments)
-        assert done.exit_code == 2
-        assert done.stdout == ""
-        lines = [line for line in done.stderr.splitlines() if not line.startswith("device ")]
-        assert len(lines) == 1
-        assert lines[0].startswith("s3clip-gallery: error: ")
-        assert message in lines[0]
-    assert not (tmp_path / "absent").exists()
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("kind", [Command, Group])
-def test_expected_errors_are_one_line_and_bugs_are_not_dressed_up(kind: type[Command] | type[Group]) -> None:
-    def fail() -> None:
-        raise GalleryError("first line\nsecond line")
-
-    def crash() -> None:
-        raise KeyError("bug")
-
-    shared: dict[str, Any] = {"name": "s3clip-thing"}
-    if kind is Group:
-        shared["invoke_without_command"] = True
-    failed = CliRunner().invoke(kind(callback=fail, **shared), [])
-    assert (failed.exit_code, failed.stderr) == (2, "s3clip-thing: error: first line second line\n")
-    assert isinstance(CliRunner().invoke(kind(callback=crash, **shared), []).exception, KeyError)
-
-
-_HELP = """
-import sys
-from click.testing import CliRunner
-from s3clip_runtime.cli.errors import Command, Group
-from s3clip_runtime.cli.gallery import main
-for command in ([], ["list"], ["enrol"], ["search"], ["forget"]):
-    assert CliRunner().invoke(main, [*command, "--help"]).exit_code == 0
-print([name for name in ("numpy", "onnxruntime", "cv2", "PIL", "pydantic", "torch") if name in sys.modules])
-"""
-
-
-def test_help_loads_nothing_heavy() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _HELP], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == "[]\n"
+def test_kept_crops_go_with_their_prototypes(place: Place) -> None:
+    rng = np.random.default_rng(9)
+    gallery = opened(place)
+    for vector in units(rng, 2 * MAX_OF_CAMERA):
+        crop = rng.integers(0, 255, (9, 5, 3), np.uint8)
+        gallery.enrol(
+            "a", vector[None], platform="ground", source="s", camera="c", pictures=(pack([crop]), True)
+        )
+    rows = gallery.database.rows("SELECT id, pictures FROM clip ORDER BY id")
+    assert [row[0] for row in rows] == [p.clip for p in gallery.show("a")[1]]
+    assert len(rows) == MAX_OF_CAMERA
+    assert unpack(bytes(rows[-1][1]))[0].shape == (9, 5, 3)
+    gallery.close()

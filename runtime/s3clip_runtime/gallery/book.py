@@ -30,6 +30,7 @@ from s3clip_runtime.gallery.vault import Vault
 _IDENTITY = ", ".join(COLUMNS["identity"])
 _PROTOTYPE = ", ".join(COLUMNS["prototype"][:-2])  # without its numbers
 _SIGHTING = ", ".join(COLUMNS["sighting"][1:])
+_READ_PEOPLE = 256
 _VECTOR = b"vector"
 _PICTURES = b"pictures"
 """What encrypted bytes are bound to: a vector cannot be passed off as pictures."""
@@ -89,10 +90,9 @@ class Book:
                     self._begin_new()
         version, name = self.value("schema_version"), self.database.name
         if version != str(SCHEMA_VERSION):
-            raise GalleryError(
-                f"{name}: schema_version must be {SCHEMA_VERSION}, found {version}; "
-                "use the version of s3clip that made it"
-            )
+            later = str(version).isdecimal() and int(str(version)) > SCHEMA_VERSION
+            cure = "use a newer s3clip" if later else "restore it from a backup"
+            raise GalleryError(f"{name}: schema_version must be {SCHEMA_VERSION}, found {version}; {cure}")
         ours = "" if self._vault is None else self._vault.fingerprint
         if self.value("key") != ours:
             cure = (
@@ -227,13 +227,22 @@ class Book:
         return [Prototype(*row[:-2]) for row in rows], self._unsealed(rows, space.dim)
 
     def all_vectors(self, space: Space) -> Iterator[tuple[str, list[str | None], Halves]]:
-        """Every identity that has any: id, the platform of each prototype, float16 (n, dim)."""
+        """Every identity that has any: id, the platform of each prototype, float16 (n, dim).
+
+        Some hundred people are read at a time: all at once would need the memory of all vectors twice.
+        """
+        listed = "SELECT DISTINCT identity FROM prototype WHERE space = ? ORDER BY identity"
+        ids = [str(row[0]) for row in self.database.rows(listed, space.hash)]
         query = (
-            "SELECT identity, platform, vector, sealed FROM prototype WHERE space = ? ORDER BY identity, id"
+            "SELECT identity, platform, vector, sealed FROM prototype "
+            "WHERE space = ? AND identity >= ? AND identity <= ? ORDER BY identity, id"
         )
-        for id, group in groupby(self.database.rows(query, space.hash), key=lambda row: str(row[0])):
-            rows = list(group)
-            yield id, [row[1] for row in rows], self._unsealed(rows, space.dim)
+        for low in range(0, len(ids), _READ_PEOPLE):
+            some = ids[low : low + _READ_PEOPLE]
+            rows = self.database.rows(query, space.hash, some[0], some[-1])
+            for id, group in groupby(rows, key=lambda row: str(row[0])):
+                own = list(group)
+                yield id, [row[1] for row in own], self._unsealed(own, space.dim)
 
     def move_prototypes(self, ids: Iterable[int], to: str) -> None:
         """Give prototypes, and the crops they were made of, to another identity."""
@@ -337,9 +346,10 @@ class Book:
         plain, sealed = self.database.packed(vector), None
         if self._vault is not None:
             plain, sealed = None, self._vault.seal(vector.astype("<f2").tobytes(), context=_VECTOR)
-        columns = ", ".join(COLUMNS["prototype"][1:])
+        columns = COLUMNS["prototype"][1:]
+        marks = ", ".join("?" * len(columns))
         rows = self.database.rows(
-            f"INSERT INTO prototype ({columns}) VALUES ({', '.join('?' * len(columns.split()))}) RETURNING id",
+            f"INSERT INTO prototype ({', '.join(columns)}) VALUES ({marks}) RETURNING id",
             identity, views.space, views.origin, views.platform, views.camera, views.source, views.quality,
             views.seen_s, time.time(), clip, plain, sealed,
         )  # fmt: skip

@@ -133,7 +133,7 @@ def _measure(
     if threshold > 1:
         return Refusal(
             **facts,
-            reason="too many strangers score 1; no person must have two names in the data, give them one",
+            reason="too many strangers score 1: the model cannot tell them apart, or people have two names",
         )
     odds = logistic(found)
     if odds is None:

@@ -81,7 +81,8 @@ class Database(Protocol):
         read in it stays true until it ends. On the disk when it has ended without an error."""
 
     def snapshot(self) -> AbstractContextManager[None]:
-        """For reading only: all statements in it see one state. Writers may have to wait for it."""
+        """For reading only: all statements in it see one state. Writers may have to wait for it.
+        Within a transaction it is a part of that."""
 
     def packed(self, vector: Halves) -> object:
         """The value for a `vector` column of one float16 vector (dim,)."""
@@ -200,7 +201,8 @@ def statements(dialect: Dialect) -> list[str]:
     random and tells nothing, so that the log may go on naming it after the person was forgotten.
     `prototype`: exactly one of `vector` and `sealed` (encrypted) is there; `clip` names the crops it was made
     of, where they were kept. `clip`: pictures as of `clips.pack`, encrypted if vectors are. `sighting`: final
-    looks that were recognised. `log`: every decision, with what undoing it needs. `backup`: copies that `backup` made.
+    looks that were recognised. `log`: every decision, with what undoing it needs. `backup`: copies that were
+    made of the gallery.
     """
     words = {"key": dialect.key, "text": dialect.text, "blob": dialect.blob, "vector": dialect.vector}
     return [statement for text in _SCHEMA.format(**words).split(";") if (statement := text.strip())]

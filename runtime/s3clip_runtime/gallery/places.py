@@ -34,13 +34,16 @@ def open_database(address: str | Path | None) -> Database:
 
 
 def server_search(database: Database, space: Space) -> ServerSearch | None:
-    """The database itself where it has an index of the space (`s3clip-gallery index`), else None: memory."""
+    """Search on the server where it has an index of the space (`s3clip-gallery index`), else None: memory."""
     if isinstance(database, SqliteDatabase):
         return None
     from s3clip_runtime.gallery.postgres import PostgresDatabase
+    from s3clip_runtime.gallery.postgres_search import ServerSearch
 
-    found = isinstance(database, PostgresDatabase) and database.index(space.hash)
-    return database if found else None
+    if not isinstance(database, PostgresDatabase):
+        return None
+    search = ServerSearch(database)
+    return search if search.index(space.hash) else None
 
 
 def must_exist(address: str | Path) -> None:

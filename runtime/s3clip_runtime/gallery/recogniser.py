@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -39,7 +38,7 @@ class Recogniser:
         self.trouble = ""
         """Why the gallery's database cannot be used now; empty: it can."""
         self.unwritten = 0
-        """Looks that were decided by memory alone, and left nothing behind."""
+        """Final looks that were decided by memory alone, and left nothing behind."""
         self.identities = gallery.identities
         """People in the gallery, as of the last batch. Who asks here never waits for the database."""
         self.open_set = gallery.open_set
@@ -52,19 +51,18 @@ class Recogniser:
         return self._remembered.tally
 
     def recognise(self, batch: Sequence[Seen]) -> list[Recognised]:
-        """One answer a look, in their order.
+        """One answer a look, in their order. There must be one at least.
 
         While the database cannot be read or written (full disk, server away), the answers are those of what
         is known, and nothing is written.
 
         Raises:
-            GalleryError: the gallery is damaged.
+            GalleryError: the gallery is damaged, or a vector is none of length 1; nothing was written.
             GalleryUnavailable: it is away and was searched by its server: nothing is known here.
         """
         rules = self.rules  # one batch goes by one set
         writes = rules.writes and any(seen.final for seen in batch)
-        vectors = np.stack([seen.vector for seen in batch])
-        tally = replace(self._remembered.tally)
+        vectors = self.gallery.checked(np.stack([seen.vector for seen in batch]))
         try:
             if writes:
                 found = self._decided(batch, vectors, rules)
@@ -75,14 +73,13 @@ class Recogniser:
             if not self.trouble:
                 _log.warning("%s; people are recognised by what is known, nothing is remembered", error)
             self.trouble = str(error)
-            self.unwritten += len(batch)
-            self._remembered.tally = tally  # what was done was taken back
+            if rules.writes:
+                self.unwritten += sum(seen.final for seen in batch)
             return self._asked(batch, vectors, rules)
         finally:
             self._note()
-        if self.trouble and (
-            writes or not rules.writes
-        ):  # that it can be read shows not that it can be written
+        # That it can be read shows not that it can be written.
+        if self.trouble and (writes or not rules.writes):
             _log.warning("the gallery can be used again")
             self.trouble = ""
         return found
@@ -90,8 +87,11 @@ class Recogniser:
     def _decided(self, batch: Sequence[Seen], vectors: NDArray[np.float32], rules: Rules) -> list[Recognised]:
         with self.gallery.deciding() as decisions:
             rows = decisions.memory.search(vectors, MATCHES)
-            deciding = Deciding(decisions.memory, decisions.book, rules, self._remembered)
-            return [deciding.decide(seen, row) for seen, row in zip(batch, rows, strict=True)]
+            remembered = self._remembered.copy()
+            deciding = Deciding(decisions.memory, decisions.book, rules, remembered)
+            found = [deciding.decide(seen, row) for seen, row in zip(batch, rows, strict=True)]
+        self._remembered = remembered  # only now it is written
+        return found
 
     def _asked(self, batch: Sequence[Seen], vectors: NDArray[np.float32], rules: Rules) -> list[Recognised]:
         with self.gallery.remembering() as memory:

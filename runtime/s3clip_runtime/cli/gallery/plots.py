@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.errors import ConfigError, SinkError
+from s3clip_runtime.bench.plots import check_installed
+from s3clip_runtime.errors import SinkError
 from s3clip_runtime.gallery.calibrate import searched
 from s3clip_runtime.gallery.estimates import person_weights
 from s3clip_runtime.gallery.open_set import ALL_HEIGHTS, OpenSet, PairCalibration
@@ -23,18 +24,6 @@ if TYPE_CHECKING:
 
 _BINS: Final = 60
 _STRANGERS, _RIGHT = "#ee6677", "#4477aa"
-
-
-def check_installed() -> None:
-    """Find out before minutes of work.
-
-    Raises:
-        ConfigError: matplotlib is missing.
-    """
-    if find_spec("matplotlib") is None:
-        raise ConfigError(
-            'matplotlib is not installed; plots need: pip install "s3clip[bench]", or leave out --plots'
-        )
 
 
 def draw(
@@ -94,7 +83,7 @@ def _draw_scores(axes: Axes, found: Found, pair: PairCalibration) -> None:
     chances.set_ylabel("probability of being right (grey)")
     chances.set_ylim(0, 1)
     axes.set_xlabel("cosine of the best match")
-    axes.set_ylabel("share of people's searches")
+    axes.set_ylabel("share of each kind")
     axes.legend(loc="upper left", fontsize=8)
 
 
@@ -136,4 +125,5 @@ def _save(figure: Figure, path: Path) -> None:
     except OSError as error:
         raise SinkError(f"{path}: cannot be written ({error.strerror}); check the folder") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be a file
+            draft.unlink()
