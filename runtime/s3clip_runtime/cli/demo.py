@@ -18,7 +18,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.cli.recognition import space_of
+from s3clip_runtime.cli.gallery.embedding import space_of
 from s3clip_runtime.cli.session import LookSettings, Matching, Session, finish_outputs, raise_problems
 from s3clip_runtime.cli.site import open_embedder
 from s3clip_runtime.errors import ConfigError, S3ClipError, SinkError
@@ -136,7 +136,7 @@ def run_demo(
             )
         embedder = open_embedder(stack, opened, device, threads)
         gallery = stack.enter_context(
-            Gallery.open(out / "gallery.sqlite", space_of(opened.manifest), actor="s3clip-run --demo")
+            Gallery.open(out / "gallery.sqlite", space_of(opened), actor="s3clip-run --demo")
         )
         problems: list[S3ClipError] = []
         blind = Matching(opened, embedder, None)
