@@ -89,7 +89,9 @@ class Remembered:
     def copy(self) -> Remembered:
         """One that goes on from here by itself: what a transaction does counts only if it ends well."""
         copied = Remembered()
-        copied.growth, copied.tally, copied._tracks = self.growth.copy(), replace(self.tally), self._tracks
+        copied.growth, copied.tally = self.growth.copy(), replace(self.tally)
+        now_s = time.time()
+        copied._tracks = {key: one for key, one in self._tracks.items() if now_s - one[1] <= _TRACKS_S}
         return copied
 
     def track(self, seen: Seen, now_s: float) -> str | None:
@@ -99,7 +101,6 @@ class Remembered:
 
     def keep_track(self, seen: Seen, identity: str, now_s: float) -> None:
         """Note who a track is."""
-        self._tracks = {key: kept for key, kept in self._tracks.items() if now_s - kept[1] <= _TRACKS_S}
         self._tracks[seen.run, seen.track] = identity, now_s
 
 

@@ -48,6 +48,7 @@ class Memory:
         self._by_id: dict[str, Identity] = {}
         self._by_name: dict[str, Identity] = {}
         self.open_set: OpenSet | None = None
+        self._open_set_text: str | None = None
         self.refresh()
 
     @property
@@ -109,7 +110,9 @@ class Memory:
 
     def _load_open_set(self) -> None:
         text = self._book.open_set(self.space.hash)
-        self.open_set = None if text is None else OpenSet.of_json(text)
+        if text != self._open_set_text:
+            self.open_set = None if text is None else OpenSet.of_json(text)
+            self._open_set_text = text
 
     def _checked(self, name: str, vectors: Halves) -> Halves:
         if fault := unit_fault(vectors.astype(np.float32)):
