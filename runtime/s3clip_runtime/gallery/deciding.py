@@ -87,7 +87,7 @@ class Remembered:
         self._tracks: dict[tuple[str, str], tuple[str, float]] = {}
 
     def copy(self) -> Remembered:
-        """One that goes on from here by itself: what a transaction does counts only if it ends well."""
+        """Another one that knows the same: for a batch that may fail to be written."""
         copied = Remembered()
         copied.growth, copied.tally = self.growth.copy(), replace(self.tally)
         now_s = time.time()

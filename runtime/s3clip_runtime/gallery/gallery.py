@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery import erasure
-from s3clip_runtime.gallery.backup import back_up, restore
+from s3clip_runtime.gallery.backup import back_up, open_backup, restore
 from s3clip_runtime.gallery.book import Book, Views
 from s3clip_runtime.gallery.database import Database
 from s3clip_runtime.gallery.edits import Edits
@@ -31,7 +31,7 @@ from s3clip_runtime.gallery.forget import Selection, expire
 from s3clip_runtime.gallery.log import Author
 from s3clip_runtime.gallery.memory import Memory, unit_fault
 from s3clip_runtime.gallery.models import Carried, Embed, add_model, retire_model
-from s3clip_runtime.gallery.open_set import OpenSet
+from s3clip_runtime.gallery.open_set import Decision, OpenSet, decide
 from s3clip_runtime.gallery.places import open_database, server_search
 from s3clip_runtime.gallery.receipts import Receipt
 from s3clip_runtime.gallery.records import (
@@ -43,7 +43,6 @@ from s3clip_runtime.gallery.records import (
     Prototype,
     Space,
 )
-from s3clip_runtime.gallery.sqlite import SqliteDatabase
 from s3clip_runtime.gallery.vault import Vault
 from s3clip_runtime.inference.spec import platform_id
 
@@ -204,6 +203,32 @@ class Gallery:
             memory.refresh()
             return memory.search(queries, k)
 
+    def search_for_person(
+        self, embedding: Vectors, k: int, *, platform: str, height_px: float, threshold: float | None = None
+    ) -> tuple[builtins.list[Match], Decision]:
+        """Search for one person because somebody asks who it is, and tell the log who was found.
+
+        Args:
+            embedding: float32 (dim,) of length 1.
+            k: identities to find, >= 1; two at least are looked at, for the runner-up.
+            platform, height_px, threshold: as of `open_set.decide`.
+        """
+        query = self.checked(embedding[None])
+        with self.deciding() as decisions:
+            memory = decisions.memory
+            matches = memory.search(query, max(k, 2))[0]
+            decision = decide(matches, memory.open_set, threshold, platform=platform, height_px=height_px)
+            found = [memory.identities[match.identity].id for match in matches]
+            who = None if decision.identity is None else memory.identities[decision.identity].id
+            decisions.book.log.append("search", who, found=found, verdict=decision.verdict)
+        return matches[:k], decision
+
+    @contextmanager
+    def reading(self) -> Iterator[Book]:
+        """All rows as of one moment, to be read and not changed."""
+        with self._lock, self._book.database.snapshot():
+            yield self._book
+
     def refresh(self) -> None:
         """Learn what other boxes and commands decided."""
         with self._lock:
@@ -288,9 +313,8 @@ class Gallery:
     def expire(self, *, candidates_s: float, unknowns_s: float, keep_s: float | None) -> int:
         """Erase what is older than the limits of storage (`forget.expire`); how many people are gone."""
         with self._changing() as edits:
-            return len(
-                expire(edits.book, candidates_s=candidates_s, unknowns_s=unknowns_s, keep_s=keep_s).identities
-            )
+            counts = expire(edits.book, candidates_s=candidates_s, unknowns_s=unknowns_s, keep_s=keep_s)
+            return counts["identity"]
 
     def back_up(self, path: Path) -> None:
         """Write a copy while the gallery is in use; see `backup.back_up`."""
@@ -299,13 +323,12 @@ class Gallery:
 
     def restore(self, path: Path) -> builtins.list[str]:
         """Put a backup in the place of all that is here; see `backup.restore`."""
-        source = SqliteDatabase(path)
-        try:
-            with self._lock:
-                self._book.of(source).begin()
+        with self._lock:
+            source = open_backup(self._book, path)
+            try:
                 return restore(source, self._book)
-        finally:
-            source.close()
+            finally:
+                source.close()
 
     def add_model(self, space: Space, embed: Embed, tick: Callable[[int, int], None]) -> Carried:
         """Make room for another model, and embed all kept crops by it; see `models.add_model`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from s3clip_runtime.gallery.book import Book
 from s3clip_runtime.gallery.database import Halves
 from s3clip_runtime.gallery.open_set import OpenSet
 from s3clip_runtime.gallery.prototypes import Prototypes
-from s3clip_runtime.gallery.records import Identity, Match, Prototype, Space
+from s3clip_runtime.gallery.records import Identity, Match, Space
 
 _UNIT_TOLERANCE = 1e-3
 """Largest |length - 1| of a vector. float16 stays far below, unnormalised or damaged vectors far above."""
@@ -49,6 +50,7 @@ class Memory:
         self._by_name: dict[str, Identity] = {}
         self.open_set: OpenSet | None = None
         self._open_set_text: str | None = None
+        self._open_set_of_text: OpenSet | None = None
         self.refresh()
 
     @property
@@ -67,9 +69,7 @@ class Memory:
         if generation != self._generation:
             self._load()
         elif newest != self._seq:
-            for id in sorted(self._book.log.changed_since(self._seq)):
-                self._load_identity(id)
-            self._load_open_set()
+            self._load_changed(sorted(self._book.log.changed_since(self._seq)))
         self._generation, self._seq = generation, newest
 
     def search(self, queries: NDArray[np.float32], k: int) -> list[list[Match]]:
@@ -79,48 +79,55 @@ class Memory:
         return self._prototypes.search(queries, k)
 
     def _load(self) -> None:
+        """Read everything before anything is given up: what was known stays if reading fails."""
         by_id = {identity.id: identity for identity in self._book.identities()}
         prototypes = Prototypes(self.space.dim)
         if self._server is None:
             for id, platforms, vectors in self._book.all_vectors(self.space):
-                if id in by_id:  # else somebody new since the line above, whom the next refresh brings in
-                    prototypes.put(by_id[id].name, self._checked(by_id[id].name, vectors), platforms)
-        self._load_open_set()
-        # Only now, when nothing more can fail: what was known stays if the database goes away.
-        self._by_id, self._prototypes = by_id, prototypes
+                # Who was enrolled since the first statement is read by the next refresh.
+                if id in by_id:
+                    self._put(prototypes, by_id[id].name, vectors, platforms)
+        self.open_set = self._read_open_set()
+        self._prototypes, self._by_id = prototypes, by_id
         self._by_name = {identity.name: identity for identity in by_id.values()}
 
-    def _load_identity(self, id: str) -> None:
-        identity = self._book.identity(id)
-        prototypes, vectors = list[Prototype](), np.zeros((0, self.dim), np.float16)
-        if identity is not None and self._server is None:
-            prototypes, vectors = self._book.vectors(id, self.space)
-            self._checked(identity.name, vectors)
-        known = self._by_id.pop(id, None)
-        # Another identity may have taken the old name by now, and be here already.
-        if known is not None and self._by_name.get(known.name) is known:
-            self._prototypes.remove(known.name)
-            del self._by_name[known.name]
-        if identity is None:
-            return
-        self._by_id[id] = self._by_name[identity.name] = identity
-        self._prototypes.remove(identity.name)  # of one who had this name before
-        if prototypes:
-            self._prototypes.put(identity.name, vectors, [one.platform for one in prototypes])
+    def _load_changed(self, ids: Sequence[str]) -> None:
+        fresh = [found for id in ids if (found := self._book.identity(id)) is not None]
+        vectors = {one.id: self._book.vectors(one.id, self.space) for one in fresh if self._server is None}
+        self.open_set = self._read_open_set()
+        for id in ids:  # all go before any comes: names may have changed hands
+            self._drop_identity(id)
+        for identity in fresh:
+            self._by_id[identity.id] = self._by_name[identity.name] = identity
+            prototypes, halves = vectors.get(identity.id, ([], None))
+            if prototypes and halves is not None:
+                platforms = [one.platform for one in prototypes]
+                self._put(self._prototypes, identity.name, halves, platforms)
 
-    def _load_open_set(self) -> None:
+    def _drop_identity(self, id: str) -> None:
+        known = self._by_id.pop(id, None)
+        if known is not None:
+            self._prototypes.remove(known.name)
+            # A box may have read the new owner of a name before the old one.
+            if self._by_name.get(known.name) is known:
+                del self._by_name[known.name]
+
+    def _read_open_set(self) -> OpenSet | None:
         text = self._book.open_set(self.space.hash)
         if text != self._open_set_text:
-            self.open_set = None if text is None else OpenSet.of_json(text)
+            self._open_set_of_text = None if text is None else OpenSet.of_json(text)
             self._open_set_text = text
+        return self._open_set_of_text
 
-    def _checked(self, name: str, vectors: Halves) -> Halves:
+    def _put(
+        self, prototypes: Prototypes, name: str, vectors: Halves, platforms: Sequence[str | None]
+    ) -> None:
         if fault := unit_fault(vectors.astype(np.float32)):
             raise GalleryError(
                 f"{self._book.database.name} is damaged: prototypes of {name!r}: {fault}; "
                 "restore it from a backup"
             )
-        return vectors
+        prototypes.put(name, vectors, platforms)
 
 
 def unit_fault(vectors: NDArray[np.float32]) -> str | None:
