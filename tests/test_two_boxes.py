@@ -212,6 +212,45 @@ def test_boxes_go_on_by_memory_while_the_server_is_away(postgres: Postgres) -> N
         assert_whole(north_gallery)
 
 
+def test_a_server_that_stops_amid_decisions_loses_none(postgres: Postgres) -> None:
+    dsn, everybody = postgres.dsn(), list(range(CROWD))
+    with opened(dsn) as gallery:
+        gallery.calibrate(made_open_set())
+    boxes = [Process(dsn, name, seed) for seed, name in enumerate(("north", "south"))]
+    try:
+        for box in boxes:
+            box.await_ready()
+            box.tell("free")
+        await_decisions(dsn, 0)
+        for _ in range(2):
+            postgres.stop()
+            time.sleep(0.5)
+            postgres.start()
+            with opened(dsn) as gallery:
+                newest = gallery.log(last=1)[0].seq
+            await_decisions(dsn, newest)
+    finally:
+        for box in boxes:
+            box.kill()
+    with opened(dsn, "fresh") as gallery:
+        assert_whole(gallery)
+        fresh = Box(gallery, "fresh", 2)
+        told((everybody, fresh.decide(everybody)), (everybody, fresh.decide(everybody)))
+        assert len(gallery.list()) == CROWD
+
+
+def await_decisions(address: Place, seq: int) -> None:
+    """Until both boxes have written several entries after this one."""
+    end_s = time.monotonic() + 30
+    with opened(address) as gallery:
+        while True:
+            found = Counter(entry.actor for entry in gallery.log() if entry.seq > seq)
+            if min(found["north"], found["south"]) >= 10:
+                return
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+
+
 def test_a_box_may_start_while_another_one_decides(
     place: Place, start: Callable[[str, int], Process]
 ) -> None:
