@@ -14,8 +14,8 @@ from PIL import Image
 from worlds import write_block_world
 
 from s3clip.synthetic import write_dataset
-from s3clip_runtime.cli.gallery_calibrate import Labelled, embed_labelled, measure, table
-from s3clip_runtime.cli.gallery_plots import draw
+from s3clip_runtime.cli.gallery.calibration import Labelled, embed_labelled, measure, table
+from s3clip_runtime.cli.gallery.plots import draw
 from s3clip_runtime.errors import DataError, SinkError
 from s3clip_runtime.gallery.calibrate import calibrate
 from s3clip_runtime.gallery.estimates import person_weights

@@ -169,6 +169,22 @@ def test_intervals_of_no_error_at_all_keep_the_doubt_of_the_sample() -> None:
     assert binom.pmf(0, people, interval.high) == pytest.approx(0.025)
 
 
+def test_the_interval_is_at_least_as_wide_as_the_rate_differs_between_worlds() -> None:
+    """Both people of a false match count: with the searching one alone it would be a fourth too narrow."""
+    people, threshold = 50, 0.6
+    rates, widths = [], []
+    for seed in range(150):
+        made = world(seed, people)
+        looks = Looks.of(made.vectors, made.people, made.platforms, made.cameras, made.heights_px)
+        found = search_pair(looks, "ground", "ground", draw_enrolled(people, people // 2, TRIALS, seed))
+        assert found is not None
+        interval = fpir_at(found.within(~found.mated), threshold, seed)
+        rates.append(interval.value)
+        widths.append(interval.high - interval.low)
+    # The spread of 150 rates is known to 6 %.
+    assert 1 < np.mean(widths) / (2 * 1.96 * np.std(rates)) < 1.75
+
+
 def test_searches_equal_those_by_hand() -> None:
     """Two platforms, people who lack one of them, tracklets that share a camera."""
     rng = np.random.default_rng(5)
@@ -321,10 +337,23 @@ def test_the_extrapolated_growth_threshold_lets_a_tenth_of_the_target_in() -> No
     told = [pooled(calibrated(world(seed, people), fpir, seed)).growth_threshold for seed in range(5)]
     strangers = top_scores(np.random.default_rng(9), people // 2, 4000)
     assert np.mean([np.mean(strangers >= growth) for growth in told]) <= fpir / 10
-    searches = random_searches(1)
-    growth, measured = growth_threshold_at(searches, 0.1)
-    assert not measured
-    assert growth > searches.score.max()
+
+
+def test_growth_follows_an_exponential_tail() -> None:
+    """The highest of P such scores lies at a rate of 1 / P times a factor whose mean logarithm is known."""
+    people, fpir, scale, repeats = 200, 0.02, 0.05, 400
+    rng = np.random.default_rng(4)
+    row = np.arange(people)
+    logs = []
+    for _ in range(repeats):
+        score = 0.3 + rng.exponential(scale, people)
+        growth, measured = growth_threshold_at(
+            Found(row, row, row, score, np.zeros(people, bool), row, people), fpir
+        )
+        assert not measured
+        assert growth > score.max()
+        logs.append(-(growth - 0.3) / scale)
+    assert np.mean(logs) == pytest.approx(np.log(fpir / 10) - np.euler_gamma, abs=0.25)
 
 
 def test_equal_arguments_give_equal_thresholds_and_survive_json() -> None:

@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 
 def people_needed(fpir: float) -> int:
     """Strangers from whom a threshold for `fpir` can be told."""
-    return ceil(STRANGERS_PER_FPIR / fpir - 1e-9)  # 3 / 0.1 is 30.000000000000004 on no account
+    return ceil(STRANGERS_PER_FPIR / fpir - 1e-9)  # the quotient may lie a rounding above a whole number
 
 
 def person_weights(person: Ints) -> Floats:
@@ -86,7 +86,9 @@ def fpir_at(strangers: Found, threshold: float, seed: int) -> Interval:
     """Rate at which strangers match, and its bootstrap interval.
 
     Two people make a false match: the one who searches and the one who is found. Both were drawn by chance,
-    so a person's value is the rate in the one role and in the other, less what is counted twice.
+    so a person's value is the rate in the one role and in the other, less what is counted twice. Two who
+    resemble each other count in both, so the interval errs on the wide side, by half for rates below 0.2;
+    with the searching role alone it would be a fourth too narrow.
     """
     false = person_weights(strangers.person) * (strangers.score >= threshold)
     rate = float(false.sum())

@@ -148,6 +148,18 @@ def remove(book: Book, chosen: Chosen, action: Action = "forget") -> Counter[str
     return counts
 
 
+def foreseen(book: Book, selection: Selection) -> tuple[Counter[str], list[str]]:
+    """What `erase` would delete now: rows by table, and the names of those whom they are about.
+
+    Raises:
+        GalleryError: there is no such person.
+    """
+    chosen = choose(book, selection)
+    about = {*chosen.people, *chosen.partly}
+    names = [one.name for one in book.identities() if one.id in about]
+    return Counter({table: len(rows) for table, rows in chosen.rows.items()}), names
+
+
 def erase(book: Book, selection: Selection, action: Action = "forget") -> Counter[str]:
     """Delete what a selection takes, within a transaction of the caller's; rows by table.
 
@@ -175,8 +187,11 @@ def expire(book: Book, *, candidates_s: float, unknowns_s: float, keep_s: float 
         if one.kind in limits and max(one.added_s, one.seen_s or 0.0) < limits[one.kind]
     ]
     counts = remove(book, choose_people(book, old), "expire")
-    # One entry a sighting: by then nobody is left whom they are about.
-    stale = "DELETE FROM log WHERE action IN ('meet', 'promote') AND time_s < ?"
+    # One entry a sighting. Those of people who are there stay: a box that was away for long learns by them.
+    stale = (
+        "DELETE FROM log WHERE action IN ('meet', 'promote') AND time_s < ? "
+        "AND identity NOT IN (SELECT id FROM identity)"
+    )
     book.database.run(stale, min(limits.values()))
     if keep_s is None:
         return counts

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.errors import GalleryError
+from s3clip_runtime.errors import GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery import erasure
 from s3clip_runtime.gallery.backup import back_up, open_backup, restore
 from s3clip_runtime.gallery.book import Book, Views
@@ -31,7 +31,7 @@ from s3clip_runtime.gallery.forget import Selection, expire
 from s3clip_runtime.gallery.log import Author
 from s3clip_runtime.gallery.memory import Memory, unit_fault
 from s3clip_runtime.gallery.models import Carried, Embed, add_model, retire_model
-from s3clip_runtime.gallery.open_set import OpenSet
+from s3clip_runtime.gallery.open_set import Decision, OpenSet, decide
 from s3clip_runtime.gallery.places import open_database, server_search
 from s3clip_runtime.gallery.receipts import Receipt
 from s3clip_runtime.gallery.records import (
@@ -142,7 +142,7 @@ class Gallery:
             with self._book.database.transaction():
                 memory.refresh()
                 yield Decisions(memory, self._book)
-            memory.refresh()
+            self._follow()
 
     def enrol(
         self,
@@ -203,6 +203,32 @@ class Gallery:
             memory = self._followed()
             memory.refresh()
             return memory.search(queries, k)
+
+    def search_for_person(
+        self, embedding: Vectors, k: int, *, platform: str, height_px: float, threshold: float | None = None
+    ) -> tuple[builtins.list[Match], Decision]:
+        """Search for one person because somebody asks who it is, and tell the log who was found.
+
+        Args:
+            embedding: float32 (dim,) of length 1.
+            k: identities to find, >= 1; two at least are looked at, for the runner-up.
+            platform, height_px, threshold: as of `open_set.decide`.
+        """
+        query = self.checked(embedding[None])
+        with self.deciding() as decisions:
+            memory = decisions.memory
+            matches = memory.search(query, max(k, 2))[0]
+            decision = decide(matches, memory.open_set, threshold, platform=platform, height_px=height_px)
+            found = [memory.identities[match.identity].id for match in matches]
+            who = None if decision.identity is None else memory.identities[decision.identity].id
+            decisions.book.log.append("search", who, found=found, verdict=decision.verdict)
+        return matches[:k], decision
+
+    @contextmanager
+    def reading(self) -> Iterator[Book]:
+        """All rows as of one moment, to be read and not changed."""
+        with self._lock, self._book.database.snapshot():
+            yield self._book
 
     def refresh(self) -> None:
         """Learn what other boxes and commands decided."""
@@ -282,8 +308,7 @@ class Gallery:
         """Erase people; the receipt and the text of its signed file. See `erasure.forget`."""
         with self._lock:
             done = erasure.forget(self._book, selection, asked, pictures)
-            if self._memory is not None:
-                self._memory.refresh()
+            self._follow()
             return done
 
     def expire(self, *, candidates_s: float, unknowns_s: float, keep_s: float | None) -> int:
@@ -333,6 +358,11 @@ class Gallery:
         with self._lock:
             with self._book.database.transaction():
                 yield Edits(self._book)
+            self._follow()
+
+    def _follow(self) -> None:
+        """Learn what was just written. If that cannot be read now it is written all the same."""
+        with suppress(GalleryUnavailable):
             if self._memory is not None:
                 self._memory.refresh()
 

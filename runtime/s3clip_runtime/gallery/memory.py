@@ -63,7 +63,7 @@ class Memory:
 
     def refresh(self) -> None:
         """Learn what the log tells since the last time."""
-        generation, newest = self._book.state()
+        generation, newest = self._book.state()  # first: what comes in while the rest is read is read again
         if generation != self._generation:
             self._load()
         elif newest != self._seq:

@@ -29,8 +29,8 @@ from s3clip_runtime.inference.evidence import Interval
 from s3clip_runtime.inference.records import Record
 
 EDGES_PX: Final = (32.0, 64.0, 128.0)
-"""Heights between the buckets. From 128 px on a crop can be HR; below, an LR crop fills less than half of the
-64 px that super-resolution starts from, up to all of them, or more."""
+"""Heights between the buckets. From 128 px on a crop may be HR. Super-resolution starts from 64 px: lower
+crops are enlarged before it, those below 32 px more than twice."""
 
 ALL_HEIGHTS: Final = "all"
 """Name of the bucket that pools every height of a pair of platforms."""

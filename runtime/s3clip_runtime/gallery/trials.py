@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.errors import DataError
 
-ROWS_AT_ONCE: Final = 1024
+ROWS_AT_ONCE: Final = 256
 """Queries of one matrix product; bounds memory."""
 
 _UNIT_TOLERANCE: Final = 1e-3
@@ -138,10 +138,13 @@ def search_pair(looks: Looks, query: str, gallery: str, enrolled: Bools) -> Foun
     columns = columns[np.argsort(looks.person[columns], kind="stable")]
     owners, starts = np.unique(looks.person[columns], return_index=True)
     present = enrolled[:, owners]
+    stored = looks.vectors[columns].astype(np.float16).astype(np.float32)
     parts = []
     for low in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[low : low + ROWS_AT_ONCE]
-        best = _best_of_each(looks, part, columns, starts)
+        scores = looks.vectors[part] @ stored.T
+        scores[_refused(looks, part, columns)] = -np.inf
+        best = np.maximum.reduceat(scores, starts, axis=1)
         parts += list(_searches(looks, part, owners, best, present))
     look, found, score, mated = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not len(look):
@@ -157,24 +160,25 @@ def search_pair(looks: Looks, query: str, gallery: str, enrolled: Bools) -> Foun
     )
 
 
-def _best_of_each(looks: Looks, rows: Ints, columns: Ints, starts: Ints) -> NDArray[np.float32]:
-    """Float32 (rows, people of the columns): the best prototype that a query may find; -inf: none."""
-    stored = looks.vectors[columns].astype(np.float16).astype(np.float32)
-    scores = looks.vectors[rows] @ stored.T
+def _refused(looks: Looks, rows: Ints, columns: Ints) -> Bools:
+    """Which of the columns a query may not find, (rows, columns): itself, and its own person's own camera."""
     own = looks.person[rows][:, None] == looks.person[columns]
     other_camera = own & (looks.camera[rows][:, None] != looks.camera[columns])
-    itself = rows[:, None] == columns
     has_other = other_camera.any(axis=1, keepdims=True)
-    refused = itself | (own & ~other_camera & has_other)
-    scores[refused] = -np.inf
-    best: NDArray[np.float32] = np.maximum.reduceat(scores, starts, axis=1)
-    return best
+    itself = rows[:, None] == columns
+    refused: Bools = itself | (own & ~other_camera & has_other)
+    return refused
 
 
 def _searches(
     looks: Looks, rows: Ints, owners: Ints, best: NDArray[np.float32], present: Bools
 ) -> Iterator[tuple[Ints, Ints, NDArray[np.float32], Bools]]:
-    """Of each trial: tracklet, person found, score and whether it is mated."""
+    """Of each trial: tracklet, person found, score and whether it is mated.
+
+    Args:
+        best: (rows, owners), score of the nearest prototype of each owner that a query may find; -inf: none.
+        present: (trials, owners), who is enrolled.
+    """
     person = looks.person[rows]
     place = np.minimum(np.searchsorted(owners, person), len(owners) - 1)
     has_own = owners[place] == person

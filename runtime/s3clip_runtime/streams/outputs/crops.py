@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +194,60 @@ class CropFolder:
 def file_name(event: SightingEvent) -> str:
     """EVENT_ID_CAMERA_WHO.jpg, in letters that no file system takes for a path."""
     parts = (event.event_id, event.camera, event.identity or event.decision)
-    return "_".join(re.sub(r"[^A-Za-z0-9.-]", "-", part)[:_NAME_LENGTH] for part in parts) + ".jpg"
+    return "_".join(map(_part, parts)) + ".jpg"
+
+
+def pictures_of(
+    folder: Path,
+    *,
+    names: Collection[str] | None = None,
+    camera: str | None = None,
+    since_s: float = 0.0,
+    until_s: float = float("inf"),
+) -> list[Path]:
+    """The pictures that a `CropFolder` wrote into `folder`, of some people or of what a camera saw.
+
+    Names that differ only in letters that file names do without, or after 60 letters, are one here.
+
+    Args:
+        names: of identities; None: everybody, also those whom nobody knew.
+        camera: None: every one.
+        since_s, until_s: Unix seconds of writing, which is when the person was seen last.
+
+    Raises:
+        SinkError: the folder cannot be read.
+    """
+    who = None if names is None else set(map(_part, names))
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not _OURS.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                    continue
+                parts = entry.name.removesuffix(".part").removesuffix(".jpg").split("_", 2)
+                place, name = parts[1], parts[-1]
+                written_s = entry.stat(follow_symlinks=False).st_mtime
+                if (
+                    (who is None or name in who)
+                    and (camera is None or place == _part(camera))
+                    and since_s <= written_s <= until_s
+                ):
+                    found.append(Path(entry.path))
+    except OSError as error:
+        raise SinkError(
+            f"crops: folder {folder} cannot be read: {error.strerror}; name the folder of outputs.crops"
+        ) from error
+    return sorted(found)
+
+
+def written_alike(names: Collection[str], others: Collection[str]) -> set[str]:
+    """Of other people's names those that stand in names of files as one of these does."""
+    parts = set(map(_part, names))
+    return {name for name in others if _part(name) in parts}
+
+
+def _part(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]", "-", text)[:_NAME_LENGTH]
 
 
 def strip(crops: Sequence[NDArray[np.uint8]], pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

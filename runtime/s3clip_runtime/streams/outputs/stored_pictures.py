@@ -1,4 +1,4 @@
-"""The pictures of a video file or folder, read a second time in this process, for the annotated video."""
+"""The pictures of a video file or folder, read in this process: for the annotated video, and to enrol."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from s3clip_runtime.errors import SourceError
 from s3clip_runtime.streams.reading.addresses import SourceSpec, refusal
 from s3clip_runtime.streams.reading.options import ReadOptions
 from s3clip_runtime.streams.reading.stored import ASSUMED_FPS, picture_paths
@@ -46,7 +45,7 @@ def _file(spec: SourceSpec, path: Path) -> Iterator[PictureAndFps]:
                 yield image.astype(np.uint8, copy=False), fps
     except (av.FFmpegError, IndexError) as error:
         if not decoded:
-            raise _gone(spec, str(error)) from error
+            raise refusal(spec, f"cannot be read ({error}); check the file, and leave it in place") from error
 
 
 def _folder(path: Path) -> Iterator[PictureAndFps]:
@@ -55,7 +54,3 @@ def _folder(path: Path) -> Iterator[PictureAndFps]:
         if picture is None:
             return
         yield cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False), ReadOptions().folder_fps
-
-
-def _gone(spec: SourceSpec, reason: str) -> SourceError:
-    return refusal(spec, f"cannot be read again for the annotated video ({reason}); leave the file in place")

@@ -13,18 +13,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from s3clip_runtime.bench.plots import check_installed
-from s3clip_runtime.cli.gallery_plots import draw
+from s3clip_runtime.cli.gallery.embedding import CLIPS_AT_ONCE, Model
+from s3clip_runtime.cli.gallery.plots import draw
 from s3clip_runtime.errors import DataError
 from s3clip_runtime.gallery.calibrate import calibrate
 from s3clip_runtime.gallery.open_set import OpenSet, PairCalibration
 from s3clip_runtime.inference.bundle import Bundle
-from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.evidence import Interval
 from s3clip_runtime.inference.spec import PLATFORMS
 from s3clip_runtime.inference.tracklets import Tracklet, read_clip, read_tracklets
-
-CLIPS_AT_ONCE: Final = 8
-"""As many as the embedder takes in one pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +84,7 @@ def measure(
 
 
 def embed_labelled(bundle: Bundle, data: Path, device: str) -> Labelled:
-    """Embed each tracklet below `data` as a run would, super-resolved by the bundle's switch.
+    """Embed each tracklet below `data` as a run would.
 
     Raises:
         DataError: the data cannot be read, or a tracklet's person is not in its path.
@@ -96,15 +93,15 @@ def embed_labelled(bundle: Bundle, data: Path, device: str) -> Labelled:
     tracklets = read_tracklets(data)
     people = _people(data, tracklets)
     vectors, heights = [], []
-    with Embedder(bundle, device=device) as embedder:
-        click.echo(f"device {embedder.device}: {embedder.device_reason}", err=True)
-        with tqdm(total=len(tracklets), desc="embed", unit="tracklet", disable=None, leave=False) as bar:
-            for low in range(0, len(tracklets), CLIPS_AT_ONCE):
-                clips = [read_clip(tracklet) for tracklet in tracklets[low : low + CLIPS_AT_ONCE]]
-                enhance = [not clip.hr and bundle.enhances(clip.height_px) for clip in clips]
-                vectors.append(embedder.embed_looks(clips, enhance=enhance).vectors)
-                heights += [clip.height_px for clip in clips]
-                bar.update(len(clips))
+    with (
+        Model(bundle, device) as model,
+        tqdm(total=len(tracklets), desc="embed", unit="tracklet", disable=None, leave=False) as bar,
+    ):
+        for low in range(0, len(tracklets), CLIPS_AT_ONCE):
+            clips = [read_clip(tracklet) for tracklet in tracklets[low : low + CLIPS_AT_ONCE]]
+            vectors.append(model.embed(clips))
+            heights += [clip.height_px for clip in clips]
+            bar.update(len(clips))
     return Labelled(
         np.concatenate(vectors),
         people,
