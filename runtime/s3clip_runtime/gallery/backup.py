@@ -32,7 +32,7 @@ def back_up(book: Book, path: Path) -> None:
         raise GalleryError(f"backup {path}: there is a file already; name a new one")
     _note(book, path)
     try:
-        discard_part(path)
+        _discard_part(path)
         target = SqliteDatabase(_part(path))
         try:
             # Writers wait for the snapshot, so it ends before the copy is forced to the disk.
@@ -46,23 +46,39 @@ def back_up(book: Book, path: Path) -> None:
         raise GalleryError(f"backup {path}: cannot be written ({error.strerror}); check the path") from error
     finally:
         with contextlib.suppress(OSError):
-            discard_part(path)
+            _discard_part(path)
         if not path.exists():
             with contextlib.suppress(GalleryUnavailable), book.database.transaction():
                 _forget_note(book, path)
 
 
-def discard_part(path: Path) -> bool:
-    """Delete what is left of a backup that was killed while it was written; whether there was anything.
+def discard_unfinished(path: Path) -> bool:
+    """Wait for a backup that is being written; delete what is left of one that was killed.
+
+    Returns:
+        Whether something was deleted.
 
     Raises:
+        GalleryUnavailable: it is still being written.
         OSError: it cannot be deleted.
     """
-    part = _part(path)
-    found = part.exists()
-    for one in (part, part.with_name(f"{part.name}-journal")):
-        one.unlink(missing_ok=True)
-    return found
+    if not _part(path).exists():
+        return False
+    try:
+        part = SqliteDatabase(_part(path))
+        try:
+            with part.transaction():
+                pass  # who writes a backup holds its transaction all the time
+        finally:
+            part.close()
+    except GalleryUnavailable:
+        raise
+    except GalleryError:
+        pass  # damaged: nobody writes to it
+    if path.exists():
+        return False
+    _discard_part(path)
+    return True
 
 
 def open_backup(book: Book, path: Path) -> SqliteDatabase:
@@ -115,6 +131,12 @@ def restore(backup: Database, book: Book) -> list[str]:
 
 def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
+
+
+def _discard_part(path: Path) -> None:
+    part = _part(path)
+    for one in (part, part.with_name(f"{part.name}-journal")):
+        one.unlink(missing_ok=True)
 
 
 def _note(book: Book, path: Path) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.backup import discard_part
+from s3clip_runtime.gallery.backup import discard_unfinished
 from s3clip_runtime.gallery.book import Book
 from s3clip_runtime.gallery.database import Database
 from s3clip_runtime.gallery.forget import Chosen, Selection, choose, choose_people, remove
@@ -114,7 +114,7 @@ def _forget_backup(
     if box != book.log.author.box:
         return BackupErasure(path=path, not_reached=f"it lies on {box}; repeat the request there")
     try:
-        if discard_part(Path(path)):  # of a backup that was stopped; one that is under way fails by this
+        if discard_unfinished(Path(path)):
             return BackupErasure(path=path, erased={"unfinished backup": 1})
         if not Path(path).is_file():
             return BackupErasure(path=path, not_reached="the file is not there; was it moved?")

@@ -183,8 +183,9 @@ class Gallery:
         now_s = time.time()
         space = self._known_space()
         views = Views(
-            space.hash, halves, "enrolled", platform, camera, source, quality, seen_s or now_s, pictures
-        )
+            space.hash, halves, "enrolled", platform, camera, source, quality,
+            now_s if seen_s is None else seen_s, pictures,
+        )  # fmt: skip
         with self._changing() as edits:
             edits.enrol(name, [views])
 
