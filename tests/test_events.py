@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from s3clip_runtime.gallery.prototypes import Match
-from s3clip_runtime.gallery.store import Decision
+from s3clip_runtime.gallery.deciding import Recognised
+from s3clip_runtime.gallery.open_set import Decision
+from s3clip_runtime.gallery.records import Identity, Kind, Match
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.streams.events import (
     SCHEMA,
     STEPS,
     EventMaker,
     SightingEvent,
+    Unasked,
+    Verdict,
     new_run_id,
     utc_text,
 )
@@ -48,20 +51,31 @@ def look(
 
 
 def make(
-    decision: Decision | None,
+    found: Recognised | Unasked,
     given: Look | None = None,
     *,
     with_embedding: bool = False,
     explain: bool = False,
 ) -> dict[str, Any]:
-    maker = EventMaker("run", "tiny", "ab" * 32, 0.6, with_embedding=with_embedding, explain=explain)
-    event = maker.make(given or look(), "used", EMBEDDING, decision, LATENCY_MS, now_unix_s=0)
+    maker = EventMaker("run", "tiny", "ab" * 32, with_embedding=with_embedding, explain=explain)
+    event = maker.make(given or look(), "used", EMBEDDING, found, LATENCY_MS, now_unix_s=0)
     parsed: dict[str, Any] = json.loads(event.line())
     return parsed
 
 
-MATCH = Decision("anna", 0.91234, Match("bert", 0.5))
-UNKNOWN = Decision(None, 0.3, None)
+def person(name: str, kind: Kind) -> Identity:
+    return Identity("00ff", name, kind, "", 0.0, None)
+
+
+MATCH = Recognised(
+    Decision("match", "anna", "anna", 0.91234, 0.612345, 0.98765, Match("bert", 0.5)),
+    person("anna", "known"),
+    (),
+)
+UNKNOWN = Recognised(Decision("unknown", None, "anna", 0.3, 0.6, 0.02, None), None, ())
+UNCALIBRATED = Recognised(
+    Decision("uncalibrated", None, "anna", 0.91234, None, None, Match("bert", 0.5)), None, ()
+)
 
 
 def test_page_lists_exactly_the_fields_in_order() -> None:
@@ -75,10 +89,11 @@ def test_page_lists_exactly_the_fields_in_order() -> None:
     [
         make(MATCH, with_embedding=True, explain=True),
         make(UNKNOWN, look("first", "growing", clock="stream")),
-        make(None),
+        make(UNCALIBRATED),
+        make("no_gallery"),
         json.loads(re.findall(r"```json\n(.+?)\n```", PAGE.read_text(), re.DOTALL)[0]),
     ],
-    ids=["match", "unknown", "no gallery", "example of the page"],
+    ids=["match", "unknown", "uncalibrated", "no gallery", "example of the page"],
 )
 def test_values_have_the_documented_types(event: dict[str, Any]) -> None:
     kinds: dict[str, tuple[type, ...]] = {
@@ -114,14 +129,16 @@ def test_facts_of_the_tracklet() -> None:
     assert (event["look"], event["reason"], event["partial"]) == ("final", "gone", False)
     assert event["latency_ms"] == {**LATENCY_MS, "total": 127.0}
     assert (event["decision"], event["identity"], event["score"]) == ("match", "anna", 0.9123)
-    assert (event["threshold"], event["runner_up"]) == (0.6, {"identity": "bert", "score": 0.5})
+    assert (event["person"], event["nearest"]) == ("known", "anna")
+    assert (event["threshold"], event["probability"]) == (0.6123, 0.9877)
+    assert event["runner_up"] == {"identity": "bert", "score": 0.5}
     assert event["embedding"] is None
     assert event["chosen"] is None
 
 
 def test_only_a_person_whose_end_was_not_seen_is_partial() -> None:
     reasons: tuple[Reason, ...] = ("gone", "long", "end", "stop", "lost")
-    assert [make(None, look("final", reason))["partial"] for reason in reasons] == [False] * 3 + [True] * 2
+    assert [make("no_gallery", look("final", reason))["partial"] for reason in reasons] == [False] * 3 + [True] * 2
 
 
 def test_the_choice_is_explained_on_request() -> None:
@@ -134,20 +151,51 @@ def test_the_choice_is_explained_on_request() -> None:
 
 
 def test_what_could_not_be_embedded_is_still_told() -> None:
-    maker = EventMaker("run", "tiny", "ab" * 32, 0.6, with_embedding=True)
-    event = maker.make(look("final", "stop"), "off", None, None, LATENCY_MS, now_unix_s=0)
+    maker = EventMaker("run", "tiny", "ab" * 32, with_embedding=True)
+    event = maker.make(look("final", "stop"), "off", None, "not_embedded", LATENCY_MS, now_unix_s=0)
     assert (event.decision, event.embedding, event.enhanced, event.frames) == ("not_embedded", None, False, 7)
     assert json.loads(event.line())["partial"] is True
 
 
-def test_unknown_no_gallery_and_file_times() -> None:
+def test_unknown_and_file_times() -> None:
     unknown = make(UNKNOWN, look("refined", "growing", clock="stream"))
     assert (unknown["decision"], unknown["identity"], unknown["score"]) == ("unknown", None, 0.3)
     assert (unknown["runner_up"], unknown["look"]) == (None, "refined")
     assert (unknown["clock"], unknown["first_time"], unknown["last_time"]) == ("stream", None, None)
-    alone = make(None)
-    assert alone["decision"] == "no_gallery"
-    assert [alone[name] for name in ("identity", "score", "threshold", "runner_up")] == [None] * 4
+    assert (unknown["nearest"], unknown["threshold"], unknown["probability"]) == ("anna", 0.6, 0.02)
+
+
+@pytest.mark.parametrize("why", ["no_gallery", "not_matched"])
+def test_a_gallery_that_was_not_asked_leaves_its_fields_empty(why: Unasked) -> None:
+    event = make(why, with_embedding=True)
+    assert event["decision"] == why
+    fields_of_it = ("identity", "person", "nearest", "score", "threshold", "probability", "runner_up")
+    assert [event[name] for name in fields_of_it] == [None] * 7
+    assert event["embedding"] is not None
+
+
+def test_uncalibrated_names_nobody_and_shows_what_it_found() -> None:
+    event = make(UNCALIBRATED)
+    assert (event["decision"], event["identity"], event["person"]) == ("uncalibrated", None, None)
+    assert (event["nearest"], event["score"], event["runner_up"]["identity"]) == ("anna", 0.9123, "bert")
+    assert (event["threshold"], event["probability"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "decision"), [("known", "match"), ("unknown", "unknown"), ("candidate", "unknown")]
+)
+def test_only_people_whom_somebody_named_are_matches(kind: Kind, decision: Verdict) -> None:
+    """Unknown people match their own earlier views, and an operator must not be told that they are known."""
+    own = Decision("match", "unknown-1a2b3c4d", "unknown-1a2b3c4d", 0.9, 0.6, None, None)
+    event = make(Recognised(own, person("unknown-1a2b3c4d", kind), ()))
+    assert (event["decision"], event["person"]) == (decision, kind)
+    assert (event["identity"], event["nearest"]) == ("unknown-1a2b3c4d", "unknown-1a2b3c4d")
+
+
+def test_a_new_person_has_an_id_and_somebody_else_is_nearest() -> None:
+    event = make(Recognised(UNKNOWN.decision, person("unknown-5e6f7a8b", "candidate"), ()))
+    assert (event["decision"], event["identity"]) == ("unknown", "unknown-5e6f7a8b")
+    assert (event["nearest"], event["score"]) == ("anna", 0.3)
 
 
 def test_embedding_survives_the_text_exactly() -> None:
@@ -156,9 +204,9 @@ def test_embedding_survives_the_text_exactly() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_json_lacks_are_never_written(bad: float) -> None:
-    maker = EventMaker("run", "tiny", "ab", 0.6, with_embedding=True)
+    maker = EventMaker("run", "tiny", "ab", with_embedding=True)
     embedding = np.array([bad, 0], np.float32)
-    event = maker.make(look(hr=True), "hr", embedding, None, LATENCY_MS, now_unix_s=0)
+    event = maker.make(look(hr=True), "hr", embedding, "no_gallery", LATENCY_MS, now_unix_s=0)
     with pytest.raises(ValueError, match="not JSON compliant"):
         event.line()
 

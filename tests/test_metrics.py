@@ -14,6 +14,7 @@ from test_page import get, live_status, plausible_status, serving
 from s3clip_runtime.streams.page.metrics import exposition
 from s3clip_runtime.streams.status import (
     CameraStatus,
+    GalleryStatus,
     OutputStatus,
     Quantiles,
     RunStatus,
@@ -82,7 +83,13 @@ def test_every_number_of_the_run_is_there() -> None:
     assert read("run_info", run_id=status.run_id, bundle=status.bundle, device=status.device) == 1
     assert read("start_time_seconds") == pytest.approx(status.started_unix_s)
     assert (read("queue_looks"), read("queue_limit_looks")) == (3, 64)
-    assert (read("enhancing"), read("identities")) == (0, 1204)
+    assert read("enhancing") == 0
+    assert (read("identities"), read("gallery_calibrated"), read("gallery_trouble")) == (1204, 1, 1)
+    assert status.gallery is not None
+    assert read("gallery_calibration_time_seconds") == pytest.approx(status.gallery.calibrated_unix_s)
+    assert read("gallery_threshold") is None
+    counters = ("unknown_people_met", "views_grown", "matches_vetoed", "looks_unwritten")
+    assert [read(f"{name}_total") for name in counters] == [31, 17, 5, 2]
     assert [read("shed_looks_total", look=look) for look in ("first", "refined", "final")] == [0, 11, 1]
     for step, one in status.latency_ms.items():
         found = [
@@ -101,7 +108,8 @@ def test_no_field_of_the_status_was_forgotten() -> None:
     """A new number of the status must get its metric, or be named here with the reason."""
     told = {
         RunStatus: "run_id bundle device started_unix_s cameras queue queue_limit shed enhancing latency_ms "
-        "outputs identities",
+        "outputs gallery",
+        GalleryStatus: "identities calibrated_unix_s threshold met grown vetoed unwritten",
         CameraStatus: "name source frames fps seconds tracks_open tracklets too_short events shed error "
         "boxes",
         SourceStatus: "state since_unix_s fps lag_s clock_skew_s received drops reconnects restarts faults",
@@ -111,6 +119,7 @@ def test_no_field_of_the_status_was_forgotten() -> None:
     # Text that changes would make a new series each time; platform, kind and size are no measurements.
     words = {
         RunStatus: "enhance_reason",
+        GalleryStatus: "calibration trouble",  # whether there is one is told
         CameraStatus: "platform live",
         SourceStatus: "reason clock size",
     }
@@ -130,6 +139,11 @@ def test_what_is_not_known_or_not_finite_is_left_out() -> None:
     )
     read = Samples(status)
     assert read("identities") is None
+    assert read("gallery_calibrated") is None
+    assert read("views_grown_total") is None
+    bare = Samples(replace(status, gallery=GalleryStatus(3, threshold=0.7)))
+    assert (bare("identities"), bare("gallery_calibrated"), bare("gallery_trouble")) == (3, 0, 0)
+    assert (bare("gallery_threshold"), bare("gallery_calibration_time_seconds")) == (0.7, None)
     assert read("camera_fps", camera="gate") is None
     assert read("camera_lag_seconds", camera="gate") is None
     assert read("camera_box_lines_total", camera="gate") is None

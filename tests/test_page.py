@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s3clip_runtime.errors import ConfigError
-from s3clip_runtime.gallery.prototypes import Match
+from s3clip_runtime.gallery.records import Match
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.streams.events import RunnerUp, Sighting, SightingEvent
 from s3clip_runtime.streams.frames import Frame, Observation
@@ -40,6 +40,7 @@ from s3clip_runtime.streams.page.server import MAX_VIEWERS, PageServer
 from s3clip_runtime.streams.status import (
     CameraStatus,
     FeedStatus,
+    GalleryStatus,
     OutputStatus,
     Quantiles,
     RunStatus,
@@ -75,7 +76,7 @@ def crop(image: U8, one: Observation) -> U8:
 def event(number: int = 1, **changes: object) -> SightingEvent:
     """A plausible event; the tracklet is numbered as the event."""
     plain = SightingEvent(
-        schema="s3clip.sighting/2",
+        schema="s3clip.sighting/3",
         event_id=f"20261125T080000Z-4f2a91-{number:06d}",
         run_id="20261125T080000Z-4f2a91",
         wall_time="2026-11-25T09:12:34.125Z",
@@ -101,8 +102,11 @@ def event(number: int = 1, **changes: object) -> SightingEvent:
         enhancement="used",
         decision="match",
         identity="anna",
+        person="known",
+        nearest="anna",
         score=0.8312,
         threshold=0.6,
+        probability=0.9312,
         runner_up=RunnerUp("bert", 0.5121),
         latency_ms={
             "decode": 4.1,
@@ -182,7 +186,16 @@ def plausible_status() -> RunStatus:
             OutputStatus("mqtt broker.local:1883", delivered=21_090, waiting=109, error="the broker refuses the connection; next try in 8 s"),  # noqa: E501
             OutputStatus("webhook https://example.org/***", delivered=21_120, lost=79),
         ),
-        identities=1204,
+        gallery=GalleryStatus(
+            identities=1204,
+            calibration="campus tracklets",
+            calibrated_unix_s=now - 90_000,
+            met=31,
+            grown=17,
+            vetoed=5,
+            unwritten=2,
+            trouble="gallery people.sqlite: database or disk is full; check the free space",
+        ),
     )  # fmt: skip
 
 
@@ -213,10 +226,13 @@ def _varied(number: int, camera: str, person: int, crops: tuple[U8, ...]) -> Sig
         changes |= {
             "decision": "unknown",
             "identity": None,
+            "person": None,
             "score": 0.4127,
             "look": "first",
             "reason": "growing",
         }
+    if kind == 3:
+        changes |= {"decision": "unknown", "identity": "unknown-1a2b3c4d", "person": "candidate"}
     if kind == 2:
         changes |= {"enhancement": "hr", "resolution": "hr", "enhanced": False}
     return sighting(crops, None if kind == 2 else pictures.astype(np.uint8), number=number, **changes)
@@ -361,10 +377,10 @@ def test_wide_frames_are_reduced_and_boxes_with_them() -> None:
 def test_a_name_that_is_known_stands_on_the_box() -> None:
     image = plain(360, 640)
     shots = []
-    for decision in ("no_gallery", "match"):
+    for decision, score in (("no_gallery", None), ("match", 0.83)):
         board = Board()
         board.frame(Frame("gate", 0, 0.0, image), [person(1, (100, 100, 150, 200))])
-        board.sighting(sighting((plain(40, 20),), number=1, decision=decision))
+        board.sighting(sighting((plain(40, 20),), number=1, decision=decision, score=score))
         shot = board.shot("gate")
         assert shot is not None
         shots.append(decoded(shot.jpeg))
@@ -691,6 +707,7 @@ def test_names_and_reasons_are_text_wherever_they_stand() -> None:
         ),
         shed={EVIL + " stage": 3},
         outputs=(OutputStatus(EVIL + " output", error=EVIL + " fault"),),
+        gallery=GalleryStatus(1, EVIL + " data", 0.0, trouble=EVIL + " trouble"),
     )
     board = small_board()
     board.frame(Frame(EVIL + " camera", 0, 0.0, plain()), [])
@@ -715,7 +732,7 @@ def test_names_and_reasons_are_text_wherever_they_stand() -> None:
     ]
     for what in (
         "run", "bundle", "device", "enhance", "camera", "reason", "error", "stage", "output", "fault",
-        "identity", "matched", "platform",
+        "identity", "matched", "platform", "data", "trouble",
     ):  # fmt: skip
         assert f"{EVIL} {what}" in document.text, what
 
@@ -730,19 +747,44 @@ def test_page_tells_everything_about_a_run() -> None:
         "11,790 lines (50 late, 40 without a frame)", "The picture is frozen", "1 min 33 s ahead of ours",
         "10,812 (230 too short)", "21,007 (12 shed)",
         "the camera refuses user or password (401)", "the broker refuses the connection", "109", "611.8",
-        "match", "anna", "0.831", "0.512", "threshold 0.60", "final look: the person left", "154 ms",
+        "calibrated on campus tracklets", "31 unknown people met", "17 views grown",
+        "5 matches vetoed by time", "2 looks not written", "gallery people.sqlite: database or disk is full",
+        "match", "anna", "0.831", "0.512", "threshold 0.60, right with probability 0.93",
+        "final look: the person left", "154 ms",
         "2026-11-25 09:12:28 to 09:12:33 UTC",
     ):  # fmt: skip
         assert words in told, words
 
 
 def test_a_sighting_without_a_decision_says_why() -> None:
-    for decision, words in (("no_gallery", "no gallery"), ("not_embedded", "before there was time to embed")):
+    for decision, words in (
+        ("no_gallery", "no gallery"),
+        ("not_embedded", "before there was time to embed"),
+        ("not_matched", "the gallery could not be asked"),
+        ("unknown", "the gallery is empty"),
+    ):
         board = Board()
         made = sighting((plain(40, 20),), decision=decision, identity=None, score=None, threshold=None)
         board.sighting(replace(made, matches=(), embedding=None))
         with serving(board) as page:
             assert words in Elements(get(page, "/").text).text
+
+
+def test_an_unknown_person_is_shown_by_id_and_an_uncalibrated_look_without_a_limit() -> None:
+    board = Board()
+    someone = {"decision": "unknown", "identity": "unknown-1a2b3c4d", "person": "candidate"}
+    board.sighting(sighting((plain(40, 20),), number=1, **someone))
+    no_limit = {"threshold": None, "probability": None, "identity": None, "person": None}
+    board.sighting(sighting((plain(40, 20),), number=2, decision="uncalibrated", **no_limit))
+    status = replace(plausible_status(), gallery=GalleryStatus(3))
+    with serving(board, status) as page:
+        told = re.sub(r"\s+", " ", Elements(get(page, "/").text).text)
+    assert "unknown unknown-1a2b3c4d (candidate)" in told
+    assert "no threshold: the gallery is uncalibrated" in told
+    assert "3 identitiesuncalibrated: nobody is named" in told
+    own = replace(status, gallery=GalleryStatus(3, threshold=0.71))
+    with serving(board, own) as page:
+        assert "threshold 0.71 as set" in Elements(get(page, "/").text).text
 
 
 def test_page_of_a_run_that_has_seen_nothing() -> None:

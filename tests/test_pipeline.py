@@ -15,7 +15,10 @@ from street import FPS, Street
 from tiny_bundle import DIM, SPACE, write_tiny_bundle
 
 from s3clip_runtime.errors import BackendError, SinkError, SourceError
-from s3clip_runtime.gallery.store import Gallery
+from s3clip_runtime.gallery.deciding import Rules
+from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.records import Space
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.streams.camera import CameraPlan
@@ -87,8 +90,7 @@ class Run:
         self,
         embedder: Embedder,
         *,
-        gallery: Gallery | None = None,
-        threshold: float | None = None,
+        recogniser: Recogniser | None = None,
         sinks: Sequence[SightingSink] = (),
         watchers: Sequence[FrameWatcher] = (),
         stop: threading.Event | None = None,
@@ -96,8 +98,8 @@ class Run:
         self._kept = Kept()
         sinks = [*sinks, self._kept]
         self.outputs = Outputs({str(number): sink for number, sink in enumerate(sinks)}, watchers)
-        maker = EventMaker("run", "tiny", SPACE, threshold, with_embedding=False)
-        batcher = Batcher(embedder, gallery, maker, self.outputs.sighting, enhances=lambda height: True)
+        maker = EventMaker("run", "tiny", SPACE, with_embedding=False)
+        batcher = Batcher(embedder, recogniser, maker, self.outputs.sighting, enhances=lambda height: True)
         self.pipeline = Pipeline(batcher, self.outputs, stop or threading.Event())
 
     def go(self, *plans: CameraPlan, tick: Callable[[], None] = lambda: None) -> None:
@@ -155,15 +157,16 @@ def test_gallery_names_those_it_knows(street: Street, embedder: Embedder) -> Non
     anna = vector(first.sightings[1])
     others = max(float(vector(one) @ anna) for one in first.sightings if one is not first.sightings[1])
     threshold = (1 + others) / 2
-    with Gallery.open(None, embedding_space=SPACE, dim=DIM) as gallery:
+    with Gallery.open(None, Space(SPACE, DIM)) as gallery:
         gallery.enrol("anna", anna[None], platform="ground", source="test")
-        second = Run(embedder, gallery=gallery, threshold=threshold)
+        second = Run(embedder, recogniser=Recogniser(gallery, Rules(threshold=threshold)))
         second.go(plan(street))
     found = [(one.event.decision, one.event.identity) for one in second.sightings]
     assert found == [("match" if i == 1 else "unknown", "anna" if i == 1 else None) for i in range(5)]
+    stored = anna.astype(np.float16).astype(np.float32)  # as galleries keep vectors
     for one in second.sightings:
-        assert one.event.score == pytest.approx(float(vector(one) @ anna), abs=1e-4)
-        assert one.event.threshold == threshold
+        assert one.event.score == pytest.approx(float(vector(one) @ stored), abs=6e-5)
+        assert one.event.threshold == round(threshold, 4)
 
 
 def test_cameras_do_not_mix(street: Street, embedder: Embedder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,26 +13,30 @@ from collections.abc import Iterator
 import numpy as np
 import psycopg
 import pytest
-from postgres_server import Postgres, dsn, postgres  # noqa: F401  fixtures
+from postgres_server import Postgres
 
 from s3clip_runtime.errors import ConfigError, GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.database import TABLES, Halves
+from s3clip_runtime.gallery.database import COLUMNS, Halves
 from s3clip_runtime.gallery.postgres import PostgresDatabase
+from s3clip_runtime.gallery.postgres_connection import address
 
 PROTOTYPE = (
     "INSERT INTO prototype (identity, space, origin, source, seen_s, added_s, vector) "
     "VALUES (?, 'space', 'enrolled', 'test', 0.0, 0.0, ?)"
 )
+CLIP = (
+    "INSERT INTO clip (identity, platform, seen_s, hr, pictures) VALUES (?, 'ground', 1.0, 0, ?)"
+)
 
 
 @pytest.fixture
-def database(dsn: str) -> Iterator[PostgresDatabase]:  # noqa: F811
+def database(dsn: str) -> Iterator[PostgresDatabase]:
     opened = PostgresDatabase.open(dsn)
     yield opened
     opened.close()
 
 
-def process(code: str, dsn: str, *more: str) -> subprocess.Popen[str]:  # noqa: F811
+def process(code: str, dsn: str, *more: str) -> subprocess.Popen[str]:
     """Another box: runs the code with `database` open; it ends with the test at the latest."""
     start = "import sys, time\nfrom s3clip_runtime.gallery.postgres import PostgresDatabase\n"
     opened = "database = PostgresDatabase.open(sys.argv[1])\n"
@@ -42,21 +47,22 @@ def process(code: str, dsn: str, *more: str) -> subprocess.Popen[str]:  # noqa: 
 
 def unit(rng: np.random.Generator, count: int, dim: int) -> Halves:
     rows = rng.standard_normal((count, dim))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    halves: Halves = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    return halves
 
 
-def test_two_boxes_that_start_at_once_make_the_tables_once(dsn: str) -> None:  # noqa: F811
+def test_two_boxes_that_start_at_once_make_the_tables_once(dsn: str) -> None:
     code = "print(database.rows('SELECT count(*) FROM log')[0][0])"
     boxes = [process(code, dsn) for _ in range(3)]
     assert [box.communicate(timeout=60)[0] for box in boxes] == ["0\n"] * 3
     assert [box.returncode for box in boxes] == [0] * 3
     database = PostgresDatabase.open(dsn)
     found = database.rows("SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY 1")
-    assert {name for (name,) in found} == set(TABLES)
+    assert {name for (name,) in found} == set(COLUMNS)
     database.close()
 
 
-def test_a_transaction_keeps_all_other_boxes_out(dsn: str, database: PostgresDatabase) -> None:  # noqa: F811
+def test_a_transaction_keeps_all_other_boxes_out(dsn: str, database: PostgresDatabase) -> None:
     # Reading and writing apart loses steps unless each transaction sees what the one before it wrote.
     database.run("INSERT INTO meta VALUES ('count', '0')")
     code = """
@@ -70,7 +76,7 @@ for _ in range(100):
     assert database.rows("SELECT value FROM meta WHERE key = 'count'") == [("200",)]
 
 
-def test_a_killed_box_leaves_nothing_and_frees_the_lock(dsn: str, database: PostgresDatabase) -> None:  # noqa: F811
+def test_a_killed_box_leaves_nothing_and_frees_the_lock(dsn: str, database: PostgresDatabase) -> None:
     code = """
 with database.transaction():
     database.run("INSERT INTO meta VALUES ('half', 'done')")
@@ -103,17 +109,15 @@ def test_a_transaction_whose_statement_failed_does_not_end_well(database: Postgr
     def swallow() -> None:
         with database.transaction():
             database.run("INSERT INTO meta VALUES ('a', 'b')")
-            try:
+            with contextlib.suppress(GalleryError):
                 database.run("INSERT INTO meta VALUES ('a', 'c')")
-            except GalleryError:
-                pass
 
     with pytest.raises(GalleryError, match="nothing was kept"):
         swallow()
     assert database.rows("SELECT * FROM meta") == []
 
 
-def test_a_snapshot_sees_one_state(dsn: str, database: PostgresDatabase) -> None:  # noqa: F811
+def test_a_snapshot_sees_one_state(dsn: str, database: PostgresDatabase) -> None:
     other = PostgresDatabase.open(dsn)
     with other.snapshot():
         assert other.rows("SELECT count(*) FROM meta") == [(0,)]
@@ -171,11 +175,11 @@ def test_values_come_back_as_they_went(database: PostgresDatabase) -> None:
     assert database.rows(read, first) == [values]
     assert database.run("DELETE FROM log") == 2
     picture = bytes(range(256))
-    database.run("INSERT INTO clip (identity, platform, seen_s, hr, sealed, pictures) VALUES ('a','ground',1,0,0,?)", picture)  # fmt: skip
+    database.run(CLIP, "a", picture)
     assert database.rows("SELECT pictures, seen_s FROM clip") == [(picture, 1.0)]
 
 
-def test_a_stopped_server_is_told_at_once_and_found_again(postgres: Postgres) -> None:  # noqa: F811
+def test_a_stopped_server_is_told_at_once_and_found_again(postgres: Postgres) -> None:
     database = PostgresDatabase.open(postgres.dsn(user="postgres:hunter2"))
     database.run("INSERT INTO meta VALUES ('kept', 'yes')")
     postgres.stop()
@@ -199,7 +203,7 @@ def test_a_stopped_server_is_told_at_once_and_found_again(postgres: Postgres) ->
 
 
 def test_a_connection_lost_within_a_transaction_is_not_replaced(
-    dsn: str,  # noqa: F811
+    dsn: str,
     database: PostgresDatabase,
 ) -> None:
     other = PostgresDatabase.open(dsn)
@@ -220,19 +224,19 @@ def test_a_connection_lost_within_a_transaction_is_not_replaced(
 
 
 @pytest.mark.slow
-def test_waiting_for_another_box_ends(dsn: str, database: PostgresDatabase) -> None:  # noqa: F811
+def test_waiting_for_another_box_ends(dsn: str, database: PostgresDatabase) -> None:
     other = PostgresDatabase.open(dsn)
     start = time.monotonic()
-    with other.transaction(), pytest.raises(GalleryUnavailable, match="another box has held the lock"):
-        with database.transaction():
-            pass
+    held = pytest.raises(GalleryUnavailable, match="another box has held the lock")
+    with other.transaction(), held, database.transaction():
+        pass
     assert 9 < time.monotonic() - start < 20
     with database.transaction():
         pass
     other.close()
 
 
-def files_with(postgres: Postgres, needle: bytes) -> list[str]:  # noqa: F811
+def files_with(postgres: Postgres, needle: bytes) -> list[str]:
     """Files of the server that hold the bytes; the write-ahead log is out of reach of forgetting."""
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute("CHECKPOINT")  # what is in the server's memory alone goes to its files
@@ -242,12 +246,12 @@ def files_with(postgres: Postgres, needle: bytes) -> list[str]:  # noqa: F811
 
 
 @pytest.mark.parametrize("dim", [64, 1280])
-def test_no_file_holds_a_scrubbed_vector(postgres: Postgres, database: PostgresDatabase, dim: int) -> None:  # noqa: F811
+def test_no_file_holds_a_scrubbed_vector(postgres: Postgres, database: PostgresDatabase, dim: int) -> None:
     from s3clip_runtime.gallery.postgres_search import ServerSearch
 
-    vectors = unit(np.random.default_rng(dim), 40, dim)
+    vectors = unit(np.random.default_rng(), 40, dim)  # no other test leaves the same ones on the server
     database.run_many(PROTOTYPE, [(f"person{i}", database.packed(row)) for i, row in enumerate(vectors)])
-    database.run("INSERT INTO clip (identity, platform, seen_s, hr, sealed, pictures) VALUES ('person7','ground',1,0,0,?)", vectors[7].tobytes()[::-1])  # fmt: skip
+    database.run(CLIP, "person7", vectors[7].tobytes()[::-1])
     search = ServerSearch(database)
     search.make_index("space", dim)
     database.run("ANALYZE")  # its samples must hold no vector either
@@ -265,8 +269,8 @@ def test_no_file_holds_a_scrubbed_vector(postgres: Postgres, database: PostgresD
 
 def test_scrub_waits_for_a_reader_of_the_old_rows(
     postgres: Postgres, dsn: str, database: PostgresDatabase
-) -> None:  # noqa: F811
-    vector = unit(np.random.default_rng(1), 1, 1280)[0]
+) -> None:
+    vector = unit(np.random.default_rng(), 1, 1280)[0]
     database.run(PROTOTYPE, "person", database.packed(vector))
     code = """
 with database.snapshot():
@@ -283,8 +287,34 @@ with database.snapshot():
     assert box.wait(timeout=10) == 0
 
 
-def test_scrub_by_a_role_that_may_not_is_an_error(postgres: Postgres) -> None:  # noqa: F811
-    dsn = postgres.dsn(schema="owned")  # noqa: F811
+@pytest.mark.parametrize("holder", ["SELECT 1", "INSERT INTO foreign_numbers VALUES (1)"])
+@pytest.mark.parametrize("waits", [True, False])
+def test_scrub_does_not_claim_what_an_older_transaction_prevents(
+    postgres: Postgres, database: PostgresDatabase, holder: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if waits:
+        monkeypatch.setattr("s3clip_runtime.gallery.postgres._SNAPSHOTS_S", 0.3)
+    else:  # as if the transaction began just after the wait
+        monkeypatch.setattr(PostgresDatabase, "_await_readers", lambda _: None)
+    vector = unit(np.random.default_rng(), 1, 1280)[0]
+    database.run(PROTOTYPE, "person", database.packed(vector))
+    with psycopg.connect(postgres.dsn(schema="public")) as other:
+        other.execute("CREATE TABLE IF NOT EXISTS foreign_numbers (number INTEGER)")
+        other.commit()
+        if holder == "SELECT 1":
+            other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        other.execute(holder)
+        database.run("DELETE FROM prototype")
+        with pytest.raises(GalleryUnavailable, match="scrub again"):
+            database.scrub()
+        assert files_with(postgres, vector.tobytes()[:100])
+        other.rollback()
+    database.scrub()
+    assert files_with(postgres, vector.tobytes()[:100]) == []
+
+
+def test_scrub_by_a_role_that_may_not_is_an_error(postgres: Postgres) -> None:
+    dsn = postgres.dsn(schema="owned")
     PostgresDatabase.open(dsn).close()
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("CREATE ROLE guest LOGIN")
@@ -296,7 +326,7 @@ def test_scrub_by_a_role_that_may_not_is_an_error(postgres: Postgres) -> None:  
     guest.close()
 
 
-def test_a_foreign_schema_is_refused(postgres: Postgres) -> None:  # noqa: F811
+def test_a_foreign_schema_is_refused(postgres: Postgres) -> None:
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute("CREATE SCHEMA foreign_one")
         connection.execute("CREATE TABLE foreign_one.invoices (id INTEGER)")
@@ -304,7 +334,7 @@ def test_a_foreign_schema_is_refused(postgres: Postgres) -> None:  # noqa: F811
         PostgresDatabase.open(postgres.dsn(schema="foreign_one"))
 
 
-def test_a_database_without_pgvector_says_what_to_do(postgres: Postgres) -> None:  # noqa: F811
+def test_a_database_without_pgvector_says_what_to_do(postgres: Postgres) -> None:
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute("CREATE DATABASE bare")
         connection.execute("CREATE ROLE pauper LOGIN")
@@ -321,7 +351,7 @@ def test_a_database_without_pgvector_says_what_to_do(postgres: Postgres) -> None
         hidden.rename(control)
 
 
-def test_wrong_passwords_and_databases_are_told_without_the_password(postgres: Postgres) -> None:  # noqa: F811
+def test_wrong_passwords_and_databases_are_told_without_the_password(postgres: Postgres) -> None:
     rules = postgres.folder / "pg_hba.conf"
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute("CREATE ROLE careful LOGIN PASSWORD 'right'")
@@ -347,10 +377,21 @@ def test_wrong_passwords_and_databases_are_told_without_the_password(postgres: P
         "s3kr",
     ],
 )
-def test_a_dsn_that_cannot_be_read_is_not_repeated(dsn: str) -> None:  # noqa: F811
+def test_a_dsn_that_cannot_be_read_is_not_repeated(dsn: str) -> None:
     with pytest.raises(ConfigError, match=r"must be postgresql://") as caught:
         PostgresDatabase.open(dsn)
     assert "s3kr" not in str(caught.value)
+
+
+def test_what_a_dsn_means() -> None:
+    place = address("postgresql://me:s3kr%40t@db.example:6000/people?options=-csearch_path%3Dnorth")
+    assert (place.name, place.schema) == ("gallery people on db.example:6000 (schema north)", "north")
+    assert place.parameters["password"] == "s3kr@t"
+    assert "s3kr" not in repr(place)
+    words = address("host=db.example dbname=people connect_timeout=2 client_encoding=latin1")
+    assert (words.name, words.schema) == ("gallery people on db.example:5432", "s3clip")
+    assert words.parameters["connect_timeout"] == "2"
+    assert words.parameters["client_encoding"] == "utf8"
 
 
 def test_a_schema_with_odd_letters_is_refused() -> None:
@@ -358,6 +399,7 @@ def test_a_schema_with_odd_letters_is_refused() -> None:
         PostgresDatabase.open("postgresql://me@host/people?options=-csearch_path%3Da%3BDROP")
 
 
+@pytest.mark.slow
 def test_a_server_that_answers_nothing_costs_five_seconds() -> None:
     import socket
 

@@ -62,7 +62,7 @@ def assert_exact(prototypes: Prototypes, truth: Truth, queries: Singles, ks: Seq
 
 @pytest.mark.parametrize(
     ("people", "most", "dim", "count"),
-    [(1, 1, 1, 3), (2, 3, 7, 1), (150, 6, 32, 17), (40, 90, 33, 33), (700, 5, 64, 70), (1, 2100, 16, 2)],
+    [(1, 1, 1, 3), (2, 3, 7, 1), (150, 6, 32, 17), (40, 90, 33, 33), (700, 5, 64, 34), (1, 2100, 16, 2)],
 )
 def test_search_equals_brute_force(people: int, most: int, dim: int, count: int) -> None:
     rng = np.random.default_rng(people)
@@ -85,6 +85,19 @@ def test_near_people_at_full_width() -> None:
         noise = 2e-4 * rng.normal(size=(4, 1280)).astype(np.float32)
         truth[f"p{i}"] = ((centre + noise).astype(np.float16), platforms(rng, 4))
     assert_exact(filled(truth, 1280), truth, np.concatenate([centre, units(rng, 4, 1280)]), (1, 10))
+
+
+def test_scores_nearer_than_a_float32_product_errs() -> None:
+    """All differ in the last bit of some numbers, and the cut is where most scores are."""
+    rng = np.random.default_rng(6)
+    base, queries = halves(rng, 1, 1280)[0], units(rng, 3, 1280)
+    truth: Truth = {}
+    for i in rng.permutation(600):
+        vector = base.copy()
+        columns = rng.choice(1280, 40, replace=False)
+        vector[columns] = np.nextafter(vector[columns], np.float16(1))
+        truth[f"p{i}"] = (vector[None], [None])
+    assert_exact(filled(truth, 1280), truth, queries, range(200, 400, 5))
 
 
 @pytest.mark.parametrize("dim", [32, 1280])
@@ -126,8 +139,8 @@ def test_search_stays_exact_while_people_come_change_and_go() -> None:
     rng = np.random.default_rng(11)
     truth: Truth = {}
     prototypes = Prototypes(24)
-    for _ in range(400):
-        name = f"p{rng.integers(60)}"
+    for _ in range(200):
+        name = f"p{rng.integers(40)}"
         if rng.random() < 0.4:
             truth.pop(name, None)
             prototypes.remove(name)
@@ -138,7 +151,7 @@ def test_search_stays_exact_while_people_come_change_and_go() -> None:
         assert len(prototypes) == sum(len(vectors) for vectors, _ in truth.values())
         assert sorted(prototypes.identities) == sorted(truth)
         assert_exact(prototypes, truth, units(rng, 1, 24), (1, 7))
-    assert prototypes.nbytes < 2 * (120 * 60 + BLOCK) * 24 * 2
+    assert prototypes.nbytes < 2 * (120 * 40 + BLOCK) * 24 * 2
 
 
 def test_batches_and_places_do_not_change_scores() -> None:
@@ -244,7 +257,9 @@ def test_a_thread_that_loses_small_numbers_still_searches_exactly() -> None:
     small = numbers[np.abs(numbers.astype(np.float32)) < 2.0**-14]
     truth: Truth = {}
     for i in rng.permutation(400):
-        truth[f"p{i}"] = (rng.choice(small, (2, 64)), platforms(rng, 2))
+        vectors = rng.choice(small, (2, 64))
+        vectors[:, 0] = rng.uniform(2.0**-14, 2.0**-13, 2)  # these alone would give another order
+        truth[f"p{i}"] = (vectors, platforms(rng, 2))
     queries = units(rng, 4, 64)
     wanted = [brute_force(truth, query, 5) for query in queries]
     prototypes = filled(truth, 64)
@@ -279,7 +294,7 @@ def test_exact_scores_do_not_depend_on_the_place(dim: int) -> None:
 def test_memory_is_that_of_the_vectors(each: int) -> None:
     """At most 1.1 times the vectors in float16, with all labels; a search needs little more for a moment."""
     rng = np.random.default_rng(1)
-    count, dim = 12_000, 1280
+    count, dim = 8_000, 1280
     vectors = halves(rng, 64, dim)
     size = count * dim * 2
     tracemalloc.start()

@@ -21,7 +21,8 @@ from PIL import Image
 from street import FPS, Street, write_street
 from tiny_bundle import DIM, SPACE
 
-from s3clip_runtime.gallery.store import Gallery
+from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.records import Space
 
 COMMAND = [sys.executable, "-c", "from s3clip_runtime.cli.run import main; main(prog_name='s3clip-run')"]
 
@@ -88,19 +89,51 @@ def test_events_go_to_stdout_and_gallery_names_people(
 ) -> None:
     source = [f"gate={street.video}@ground", "--detector", f"gate={street.boxes}"]
     first = events_of(s3clip_run(*source, *usual, "--embedding").stdout)
-    with Gallery.open(tmp_path / "people.sqlite", embedding_space=SPACE, dim=DIM) as gallery:
+    with Gallery.open(tmp_path / "people.sqlite", Space(SPACE, DIM)) as gallery:
         for event in first:
             vector = np.array([event["embedding"]], np.float32)
             gallery.enrol(f"p{event['track']}", vector, platform="ground", source="gate")
     done = s3clip_run(*source, *usual, "--gallery", tmp_path / "people.sqlite")
     assert done.returncode == 0, done.stderr
-    assert "threshold 0.6 is uncalibrated" in done.stderr
+    assert "people.sqlite is uncalibrated, so nobody is named; measure its thresholds with" in done.stderr
     second = events_of(done.stdout)
-    assert [event["identity"] for event in second] == [f"p{event['track']}" for event in first]
-    assert all(event["score"] > 0.9999 and event["embedding"] is None for event in second)
+    assert {(event["decision"], event["identity"], event["threshold"]) for event in second} == {
+        ("uncalibrated", None, None)
+    }
+    assert [event["nearest"] for event in second] == [f"p{event['track']}" for event in first]
+    assert all(event["score"] > 0.999 and event["embedding"] is None for event in second)
     strict = s3clip_run(*source, *usual, "--gallery", tmp_path / "people.sqlite", "--threshold", "0.5")
     assert "uncalibrated" not in strict.stderr
-    assert {event["threshold"] for event in events_of(strict.stdout)} == {0.5}
+    third = events_of(strict.stdout)
+    assert [event["identity"] for event in third] == [f"p{event['track']}" for event in first]
+    assert {(event["decision"], event["threshold"]) for event in third} == {("match", 0.5)}
+
+
+def test_unknown_people_keep_their_ids_from_run_to_run(
+    street: Street, bundle_folder: Path, tmp_path: Path
+) -> None:
+    with Gallery.open(tmp_path / "people.sqlite", Space(SPACE, DIM)):
+        pass
+    (tmp_path / "site.toml").write_text(
+        f'bundle = "{bundle_folder}"\ngallery = "people.sqlite"\nthreshold = 0.995\n'
+        'device = "cpu"\nthreads = 1\n'
+        "[identities]\nunknowns = true\npromote_after = 2\nmin_quality = 0\n"
+        '[outputs.events]\npath = "events.jsonl"\n'
+        f'[[cameras]]\nname = "gate"\nplatform = "ground"\nurl = "{street.video}"\n'
+        f'detector = "{street.boxes}"\n'
+    )
+    for _ in range(2):
+        done = s3clip_run("--site", tmp_path / "site.toml")
+        assert done.returncode == 0, done.stderr
+    events = events_of((tmp_path / "events.jsonl").read_text())
+    first, second = events[:5], events[5:]
+    ids = [event["identity"] for event in first]
+    assert len(set(ids)) == 5
+    assert all(id.startswith("unknown-") for id in ids)
+    assert [event["identity"] for event in second] == ids
+    assert [event["person"] for event in first] == ["candidate"] * 5
+    assert [event["person"] for event in second] == ["unknown"] * 5
+    assert {event["decision"] for event in events} == {"unknown"}
 
 
 def test_interrupt_writes_what_was_seen(usual: list[str], tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from made_sightings import MATCH, UNKNOWN, sightings, text, with_pictures
 from PIL import Image
 
 from s3clip_runtime.errors import SinkError, SourceError
-from s3clip_runtime.gallery.store import Decision
-from s3clip_runtime.streams.events import Sighting
+from s3clip_runtime.gallery.deciding import Recognised
+from s3clip_runtime.streams.events import Sighting, Unasked
 from s3clip_runtime.streams.frames import Frame, Observation
 from s3clip_runtime.streams.looks import Stage
 from s3clip_runtime.streams.outputs import annotate
@@ -253,7 +253,7 @@ def _holds(sheet: np.ndarray, picture: np.ndarray) -> bool:
     return any(np.array_equal(sheet[y : y + height, x : x + width], picture) for y, x in corners)
 
 
-def looks(track: int, *given: tuple[int, Stage, float, Decision | None]) -> list[Sighting]:
+def looks(track: int, *given: tuple[int, Stage, float, Recognised | Unasked]) -> list[Sighting]:
     """Sightings of one track of camera c: part, stage, last_s and decision."""
     made = []
     for part, stage, last_s, decision in given:

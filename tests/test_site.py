@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from s3clip_runtime.errors import ConfigError
-from s3clip_runtime.settings import _models_in
+from s3clip_runtime.settings import _keys, _models_in
 from s3clip_runtime.site.load import AT_START_ONLY, changes, load_site
 from s3clip_runtime.site.model import Site
 from s3clip_runtime.site.secrets import LONGEST_SECRET, read_secret, secret_parts, warn_on_command_line
@@ -52,7 +52,7 @@ def private(folder: Path, name: str, text: str) -> Path:
 
 def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every key that the model takes, like `outputs.mqtt.port`, with its default."""
-    for name, field in model.model_fields.items():
+    for name, field in _keys(model).items():
         inner = list(_models_in(field.annotation))
         if inner:
             yield from settings_of(inner[0], f"{prefix}{name}.")
@@ -66,14 +66,16 @@ def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 @pytest.fixture
 def example_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the example names besides the site file."""
-    for name in ("page", "mqtt", "hook-token"):
+    for name in ("page", "mqtt", "hook-token", "gallery-key"):
         private(tmp_path, f"secrets/{name}", "correct horse\n")
     private(tmp_path, "secrets/gate", "rtsp://u:pw@h/x\n")
     private(tmp_path, "secrets/webhook", "https://hooks.example/x\n")
+    private(tmp_path, "secrets/gallery", "postgresql://s3clip:pw@db.example/people\n")
     (tmp_path / "yolox.onnx").touch()
     for name in ("PAGE_TOKEN", "MQTT_PASSWORD", "WEBHOOK_TOKEN"):
         monkeypatch.setenv(f"S3CLIP_{name}", "correct horse")
     monkeypatch.setenv("S3CLIP_GATE", "rtsp://u:pw@h/x")
+    monkeypatch.setenv("S3CLIP_GALLERY", "postgresql://s3clip:pw@db.example/people")
     monkeypatch.setenv("S3CLIP_WEBHOOK", "https://hooks.example/x")
     return tmp_path
 
@@ -92,7 +94,9 @@ def test_the_example_loads_as_it_is_and_says_nothing_but_defaults(example_folder
 
 def test_every_commented_setting_of_the_example_loads(example_folder: Path) -> None:
     site = site_from(example_folder, uncommented(EXAMPLE))
-    assert site.threshold == 0.6
+    assert site.threshold == 0.7
+    assert site.identities is not None
+    assert [(way.from_, way.to) for way in site.identities.travel] == [("gate", "drone")]
     assert site.gallery == example_folder / "people.sqlite"
     assert [camera.name for camera in site.cameras] == ["gate", "drone"]
     assert site.cameras[1].tile_counts == (2, 2)
@@ -219,6 +223,29 @@ SITE_FAULTS = {
     'page.listen = "0.0.0.0:80"': "page: listen: 0.0.0.0 is not loopback.*give token_file or token_env",
     'page.listen = "[::]:80"': "page: listen: :: is not loopback",
     'page.token_env = "NOT_SET_HERE"': "page: token_env: the environment variable NOT_SET_HERE is not set",
+    'gallery = "postgresql://h/x"': "gallery: is the path of a file; an address belongs into",
+    'gallery_url = "postgresql://u:hunter2@h/x"\ngallery = "g"': "gallery: a file and a server are given",
+    'gallery_url = "mysql://u:hunter2@h/x"': r"gallery_url: not the address of a server; write postgresql://",
+    'gallery_url_env = "NOT_SET_HERE"': "gallery_url_env: the environment variable NOT_SET_HERE is not set",
+    'gallery_url_file = "gone"': "gallery_url_file: /.*/gone: no such file",
+    'gallery_url = "postgresql://h/x"\ngallery_url_env = "HOME"':
+        "give at most one of gallery_url, gallery_url_env and gallery_url_file, not 2",
+    'gallery_key_file = "k"': "gallery_key_file: needs a gallery",
+    "identities.unknowns = true": "identities: needs a gallery",
+    'gallery = "g"\nidentities.unknown = true': r"identities\.unknown: unknown key; did you mean unknowns\?",
+    'gallery = "g"\nidentities.promote_after = 0': r"identities\.promote_after: .*greater than 0, got 0",
+    'gallery = "g"\nidentities.min_quality = 30': r"\.min_quality: .*less than or equal to 1, got 30",
+    'gallery = "g"\nidentities.keep_days = 0': r"identities\.keep_days: .*greater than 0, got 0",
+    'gallery = "g"\nidentities.keep_days = inf': r"identities\.keep_days: .*finite",
+    'gallery = "g"\nidentities.travel = [{from = "a", min_s = 1}]':
+        r"identities\.travel\[number 1\]\.to: Field required",
+    'gallery = "g"\nidentities.travel = [{form = "a", to = "b", min_s = 1}]':
+        r"travel\[number 1\]\.form: unknown key; did you mean from\?",
+    'gallery = "g"\nidentities.travel = [{from = "a", to = "b", min_s = 9, max_s = 3}]':
+        "max_s: 3 is less than min_s 9",
+    'gallery = "g"\nidentities.travel = [{from = "a", to = "b"}]': "limits nothing; give min_s, max_s",
+    'gallery = "g"\nidentities.travel = [{from = "a", to = "b", min_s = 1}, {from = "a", to = "b", max_s = 9}]':  # noqa: E501
+        "travel: 2 tables go from a to b; write one",
     'outputs.mqtt.topic = "x"': r"outputs\.mqtt\.host: Field required",
     'outputs.mqtt = {host = "h", topic = "a/#"}': "topic: not one to publish to",
     'outputs.mqtt = {host = "h", topic = "a/{cam}"}': "topic: not one to publish to",
@@ -237,7 +264,9 @@ SITE_FAULTS = {
 
 @pytest.mark.parametrize("line", SITE_FAULTS)
 def test_site_faults_name_the_key_and_the_cure(line: str, tmp_path: Path) -> None:
-    assert re.search(SITE_FAULTS[line], refusal_of(tmp_path, f"{line}\n{SMALL}"))
+    message = refusal_of(tmp_path, f"{line}\n{SMALL}")
+    assert re.search(SITE_FAULTS[line], message)
+    assert "hunter2" not in message
 
 
 def test_several_faults_are_told_together(tmp_path: Path) -> None:
@@ -471,12 +500,16 @@ def test_parts_of_an_address_that_are_secret(address: str, hidden: set[str]) -> 
 
 
 def test_a_password_on_the_command_line_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    warn_on_command_line("gate", "rtsp://10.0.0.5/x")
+    warn_on_command_line("camera gate", "rtsp://10.0.0.5/x")
     assert not caplog.records
-    warn_on_command_line("gate", f"rtsp://u:{PASSWORD}@10.0.0.5/x")
+    warn_on_command_line("camera gate", f"rtsp://u:{PASSWORD}@10.0.0.5/x")
     assert "camera gate: its password stands on the command line" in caplog.text
     assert PASSWORD not in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
+    warn_on_command_line("gallery", f"postgresql://s3clip:{PASSWORD}@db.example/people", "gallery_url")
+    assert "gallery: its password stands on the command line" in caplog.text
+    assert "use --site with gallery_url_env or gallery_url_file" in caplog.text
+    assert PASSWORD not in caplog.text
 
 
 # --- reload
@@ -526,6 +559,7 @@ def test_every_setting_is_seen_by_a_reload(key: str, example_folder: Path) -> No
     """Another value of any setting makes a camera change, is applied, or is refused: never overlooked."""
     value = {
         "device": "cpu", "enhance": "off", "threads": 2, "threshold": 0.61, "page.listen": "127.0.0.1:1",
+        "gallery_url": None, "gallery_url_env": None, "gallery_url_file": None, "identities.min_quality": 0.4,
         "page.token_file": "other", "page.token_env": None, "outputs.events.fsync": "always",
         "outputs.crops.which": "all", "outputs.mqtt.password_file": "other",
         "outputs.mqtt.password_env": None,
@@ -545,7 +579,9 @@ def test_every_setting_is_seen_by_a_reload(key: str, example_folder: Path) -> No
     *sections, name = key.split(".")
     place: Any = tree
     for section in sections:
-        place = place[section][key == "cameras.tiles"] if section == "cameras" else place[section]
+        place = place[section]
+        if isinstance(place, list):
+            place = place[key == "cameras.tiles"]
     shown = place[name]
     other = shown + 1 if isinstance(shown, int | float) else f"{shown}x"
     place[name] = value.get(key, not shown if isinstance(shown, bool) else other)
@@ -562,13 +598,51 @@ def test_every_setting_is_seen_by_a_reload(key: str, example_folder: Path) -> No
         assert found.changed == expected
         assert len(found.unchanged) == 1
     else:
-        applied = section if key.startswith("outputs.") else key
+        applied = section if key.startswith("outputs.") else key.split(".")[0]
         assert found.applied == (applied,)
         assert len(found.unchanged) == 2
 
 
 def site_of(tree: dict[str, Any], folder: Path) -> Site:
     return Site.model_validate(tree, context={"folder": folder})
+
+
+def test_the_gallery_of_a_server_is_a_secret_and_counts_by_its_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = "postgresql://s3clip:hunter2@db.example/people"
+    written = site_from(tmp_path, f'gallery_url = "{address}"\n{SMALL}')
+    monkeypatch.setenv("GALLERY", address)
+    from_variable = site_from(tmp_path, f'gallery_url_env = "GALLERY"\n{SMALL}')
+    assert written.gallery_address == from_variable.gallery_address == address
+    assert {"hunter2"} < written.secrets()
+    assert "hunter2" not in repr(written)
+    assert changes(written, from_variable).nothing
+    monkeypatch.setenv("GALLERY", address.replace("hunter2", "hunter3"))
+    assert changes(written, site_from(tmp_path, f'gallery_url_env = "GALLERY"\n{SMALL}')).refused == (
+        "gallery",
+    )
+    on_disk = site_from(tmp_path, f'gallery = "people.sqlite"\n{SMALL}')
+    assert on_disk.gallery_address == tmp_path / "people.sqlite"
+    assert changes(written, on_disk).refused == ("gallery",)
+    assert not caplog.records
+    (tmp_path / "site.toml").write_text(f'gallery_url = "{address}"\n{SMALL}')
+    (tmp_path / "site.toml").chmod(0o644)
+    load_site(tmp_path / "site.toml")
+    assert "every user may read it" in caplog.text
+
+
+def test_a_section_of_identities_comes_and_goes_by_a_reload(tmp_path: Path) -> None:
+    without = site_from(tmp_path, f'gallery = "g"\n{SMALL}')
+    empty = site_from(tmp_path, f'gallery = "g"\n{SMALL}[identities]\n')
+    travel = '[[identities.travel]]\nfrom = "gate"\nto = "a camera of another box"\nmin_s = 20\n'
+    ways = site_from(tmp_path, f'gallery = "g"\n{SMALL}{travel}')
+    for old, new in ((without, empty), (empty, without), (empty, ways), (ways, empty)):
+        found = changes(old, new)
+        assert (found.applied, found.refused, found.unchanged) == (("identities",), (), ("gate",))
+    assert without.identities is None
+    assert empty.identities is not None
+    assert not any((empty.identities.unknowns, empty.identities.grow, empty.identities.keep_crops))
 
 
 def test_page_and_outputs_that_come_and_go(tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ from test_batcher import person
 from tiny_bundle import DIM, SPACE
 
 from s3clip_runtime.cli.threads import plan_threads
-from s3clip_runtime.gallery.store import Gallery
+from s3clip_runtime.gallery.deciding import Rules
+from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.records import Space
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.cpus import usable_cpus
 from s3clip_runtime.inference.embedder import Embedder
@@ -78,15 +81,16 @@ def test_an_event_leaves_nothing_in_memory(
     looks = [person(track, height, live=False) for track, height in enumerate((20, 40, 55, 90, 130, 200))]
     counted = Counted()
     outputs = Outputs({"events": JsonLines(tmp_path / "events.jsonl"), "counted": counted}, [])
-    maker = EventMaker("run", "tiny", SPACE, 0.9, with_embedding=True, explain=True)
+    maker = EventMaker("run", "tiny", SPACE, with_embedding=True, explain=True)
     with (
-        Gallery.open(None, embedding_space=SPACE, dim=DIM) as gallery,
+        Gallery.open(None, Space(SPACE, DIM)) as gallery,
         Embedder(Bundle.open(bundle_folder), device="cpu", threads=1) as embedder,
     ):
         for number, vector in enumerate(np.eye(DIM, dtype=np.float32)):
             gallery.enrol(f"person {number}", vector[None], platform=None, source="test")
+        recogniser = Recogniser(gallery, Rules(threshold=0.9))
         batcher = Batcher(
-            embedder, gallery, maker, outputs.sighting, enhances=lambda height: True, latency_ms=20
+            embedder, recogniser, maker, outputs.sighting, enhances=lambda height: True, latency_ms=20
         )
         batcher.start()
         tracemalloc.start()

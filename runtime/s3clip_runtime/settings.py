@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from s3clip_runtime.errors import ConfigError
 
@@ -109,18 +110,23 @@ def _nearest(model: type[BaseModel], location: Sequence[str | int]) -> str | Non
     """The known key most like the unknown one, first in its own section and then in all others."""
     own = model
     for part in location[:-1]:
-        field = own.model_fields.get(str(part))
+        field = _keys(own).get(str(part))
         own = next(_models_in(field.annotation), own) if field is not None else own
     word = str(location[-1])
-    for keys in (list(own.model_fields), list(_all_keys(model))):
+    for keys in (list(_keys(own)), list(_all_keys(model))):
         near = difflib.get_close_matches(word, keys, n=1)
         if near:
             return near[0]
     return None
 
 
+def _keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields as files call them: `from` is no name that Python allows."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
 def _all_keys(model: type[BaseModel]) -> Iterator[str]:
-    for name, field in model.model_fields.items():
+    for name, field in _keys(model).items():
         yield name
         for inner in _models_in(field.annotation):
             yield from _all_keys(inner)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.bench.records import GalleryRow
 from s3clip_runtime.bench.rounds import interleave
-from s3clip_runtime.gallery.store import Gallery
+from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.records import Space
 
 PROTOTYPES_A_PERSON: Final = 10
 """A person who was enrolled from a few tracklets."""
@@ -41,7 +42,7 @@ def measure_gallery(
 
 def made_gallery(prototypes: int, dim: int) -> Gallery:
     """A gallery in memory of made-up people with `PROTOTYPES_A_PERSON` each; the caller closes it."""
-    gallery = Gallery.open(None, embedding_space="0" * 64, dim=dim)
+    gallery = Gallery.open(None, Space("0" * 64, dim))
     try:
         vectors = unit_vectors(prototypes, dim, seed=0)
         for first in range(0, prototypes, PROTOTYPES_A_PERSON):

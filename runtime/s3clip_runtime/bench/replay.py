@@ -20,12 +20,14 @@ from s3clip_runtime.bench.galleries import made_gallery
 from s3clip_runtime.bench.load import LoadMeter
 from s3clip_runtime.bench.stages import MATCH_PROTOTYPES
 from s3clip_runtime.errors import S3ClipError
+from s3clip_runtime.gallery.deciding import Rules
+from s3clip_runtime.gallery.recogniser import Recogniser
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.manifest import Target
 from s3clip_runtime.streams.camera import CameraPlan
 from s3clip_runtime.streams.detection.choose import Choice, open_detectors
-from s3clip_runtime.streams.events import UNCALIBRATED_THRESHOLD, EventMaker, new_run_id
+from s3clip_runtime.streams.events import EventMaker, new_run_id
 from s3clip_runtime.streams.frames import Frame, Observation
 from s3clip_runtime.streams.outputs.outputs import Outputs
 from s3clip_runtime.streams.pipeline import Pipeline
@@ -115,10 +117,10 @@ def replay(task: Task) -> Replayed:
             new_run_id(),
             manifest.name,
             manifest.embedding_space,
-            UNCALIBRATED_THRESHOLD,
             with_embedding=False,
         )
-        batcher = Batcher(embedder, gallery, maker, outputs.sighting, enhances=bundle.enhances)
+        recogniser = Recogniser(gallery, Rules())
+        batcher = Batcher(embedder, recogniser, maker, outputs.sighting, enhances=bundle.enhances)
         pipeline = Pipeline(batcher, outputs, stop)
         stack.callback(pipeline.close)
         for name in names:

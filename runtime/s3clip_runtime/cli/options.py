@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from s3clip_runtime.errors import ConfigError
+from s3clip_runtime.gallery.places import is_server
 from s3clip_runtime.settings import validated
 from s3clip_runtime.site.model import Site
 from s3clip_runtime.site.secrets import warn_on_command_line
@@ -35,7 +36,7 @@ def site_from_options(options: RunOptions) -> Site:
         )
     tree: dict[str, Any] = {
         "bundle": options.bundle,
-        "gallery": options.gallery,
+        **_gallery(options),
         "threshold": options.threshold,
         "device": options.device,
         "target": options.target,
@@ -88,7 +89,7 @@ def _cameras(options: RunOptions) -> list[dict[str, Any]]:
     if options.tiles is not None and re.fullmatch(r"[1-9]\d?x[1-9]\d?", options.tiles) is None:
         raise ConfigError(f"--tiles {options.tiles!r} is not ROWSxCOLS; write for example 2x2")
     for spec in specs:
-        warn_on_command_line(spec.name, spec.url)
+        warn_on_command_line(f"camera {spec.name}", spec.url)
     return [
         {
             "name": spec.name,
@@ -100,6 +101,13 @@ def _cameras(options: RunOptions) -> list[dict[str, Any]]:
         }
         for spec in specs
     ]
+
+
+def _gallery(options: RunOptions) -> dict[str, Any]:
+    if options.gallery is None or not is_server(options.gallery):
+        return {"gallery": options.gallery}
+    warn_on_command_line("gallery", options.gallery, "gallery_url")
+    return {"gallery_url": options.gallery}
 
 
 def _outputs(options: RunOptions) -> dict[str, Any]:

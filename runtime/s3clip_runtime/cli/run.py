@@ -23,7 +23,7 @@ class RunOptions:
 
     sources: tuple[str, ...]
     bundle: Path | None
-    gallery: Path | None
+    gallery: str | None
     threshold: float | None
     detectors: tuple[str, ...]
     tiles: str | None
@@ -50,8 +50,16 @@ class RunOptions:
     help="Cameras, outputs and settings in one file, see docs/operations.md; instead of sources and options.",
 )
 @click.option("--bundle", type=_PATH, metavar="DIR", help="Folder made by s3clip-export.")
-@click.option("--gallery", type=_PATH, metavar="FILE", help="The known persons; without it nobody is named.")
-@click.option("--threshold", type=click.FloatRange(-1, 1), help="Cosine from which a match counts.")
+@click.option(
+    "--gallery",
+    metavar="FILE|URL",
+    help="The known persons, also postgresql://...; without it nobody is named.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(-1, 1),
+    help="Cosine from which a match counts, in place of the gallery's calibrated ones.",
+)
 @click.option(
     "--detector",
     "detectors",
@@ -113,7 +121,7 @@ def main(
     sources: tuple[str, ...],
     site: Path | None,
     bundle: Path | None,
-    gallery: Path | None,
+    gallery: str | None,
     threshold: float | None,
     detectors: tuple[str, ...],
     tiles: str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 import click
 
 from s3clip_runtime.cli.progress import Progress, print_summary
+from s3clip_runtime.cli.recognition import cautions
 from s3clip_runtime.cli.threads import one_thread_for_pictures
 from s3clip_runtime.errors import S3ClipError
-from s3clip_runtime.gallery.store import Gallery
+from s3clip_runtime.gallery.deciding import Rules
+from s3clip_runtime.gallery.recogniser import Recogniser
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.streams.events import EventMaker, new_run_id
@@ -21,17 +24,25 @@ from s3clip_runtime.streams.outputs.outputs import FrameWatcher, Outputs
 from s3clip_runtime.streams.outputs.sink import SightingSink
 from s3clip_runtime.streams.pipeline import Pipeline
 from s3clip_runtime.streams.recognition.batcher import LATENCY_MS, Batcher
-from s3clip_runtime.streams.status import RunStatus
+from s3clip_runtime.streams.recognition.housekeeping import Housekeeping, Limits
+from s3clip_runtime.streams.status import GalleryStatus, RunStatus
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """How sightings are recognised. `gallery` None: embed only."""
+    """How sightings are recognised.
+
+    Attributes:
+        recogniser: None: embed only.
+        limits: how long its gallery keeps people; None: the run erases nobody.
+    """
 
     bundle: Bundle
     embedder: Embedder
-    gallery: Gallery | None
-    threshold: float
+    recogniser: Recogniser | None
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +90,23 @@ class Session:
             new_run_id(),
             manifest.name,
             manifest.embedding_space,
-            None if matching.gallery is None else matching.threshold,
             with_embedding=settings.embedding,
             explain=settings.explain,
         )
         self.outputs = Outputs(sinks, watchers)
         self._batcher = Batcher(
             matching.embedder,
-            matching.gallery,
+            matching.recogniser,
             self.maker,
             self.outputs.sighting,
             enhances=matching.bundle.enhances if settings.enhance else None,
             latency_ms=settings.latency_ms,
             pictures=settings.pictures,
+        )
+        self._housekeeping = (
+            None
+            if matching.recogniser is None
+            else Housekeeping(matching.recogniser.gallery, matching.limits)
         )
         self.pipeline = Pipeline(self._batcher, self.outputs, stop)
 
@@ -114,17 +129,38 @@ class Session:
             enhance_reason=batcher.enhance_reason,
             latency_ms=batcher.latency.quantiles(),
             outputs=self.outputs.status(),
-            identities=None if matching.gallery is None else matching.gallery.identities,
+            gallery=self._gallery(),
         )
 
-    def change(self, settings: LookSettings, threshold: float) -> None:
-        """Other settings for the looks to come."""
-        matching = self._matching
-        self.maker.change(
-            None if matching.gallery is None else threshold,
-            with_embedding=settings.embedding,
-            explain=settings.explain,
+    def _gallery(self) -> GalleryStatus | None:
+        """Nothing here waits for the gallery, which may wait for its database."""
+        recogniser, housekeeping = self._matching.recogniser, self._housekeeping
+        if recogniser is None or housekeeping is None:
+            return None
+        open_set, tally = recogniser.open_set, recogniser.tally
+        return GalleryStatus(
+            identities=recogniser.identities,
+            calibration="" if open_set is None else open_set.data,
+            calibrated_unix_s=None if open_set is None else open_set.created.timestamp(),
+            threshold=recogniser.rules.threshold,
+            met=tally.met,
+            grown=tally.grown,
+            vetoed=tally.vetoed,
+            unwritten=recogniser.unwritten,
+            trouble=recogniser.trouble or housekeeping.trouble,
         )
+
+    def change(self, settings: LookSettings, rules: Rules, limits: Limits | None) -> None:
+        """Other settings for the looks to come; without a gallery the rules and limits have no use."""
+        matching = self._matching
+        recogniser = matching.recogniser
+        if recogniser is not None and rules != recogniser.rules:
+            recogniser.rules = rules
+            for caution in cautions(recogniser):
+                _log.warning("%s", caution)
+        if self._housekeeping is not None:
+            self._housekeeping.limits = limits
+        self.maker.change(with_embedding=settings.embedding, explain=settings.explain)
         self._batcher.change(
             enhances=matching.bundle.enhances if settings.enhance else None,
             latency_ms=settings.latency_ms,
@@ -146,6 +182,9 @@ class Session:
         one_thread_for_pictures()
         with ExitStack() as stack:
             stack.callback(self._end)
+            if self._housekeeping is not None:
+                self._housekeeping.start()
+                stack.callback(self._housekeeping.close)
             progress = stack.enter_context(closing(Progress(self.status)))
 
             def both() -> None:

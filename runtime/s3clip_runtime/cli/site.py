@@ -12,11 +12,11 @@ import click
 
 from s3clip_runtime.cli.log import Redactor, set_up_logging
 from s3clip_runtime.cli.outputs import open_annotators, open_contact_sheet, open_sinks, sink_makers
+from s3clip_runtime.cli.recognition import cautions, limits_of, open_recogniser, rules_of
 from s3clip_runtime.cli.session import LookSettings, Matching, Session, finish_outputs, raise_problems
 from s3clip_runtime.cli.systemd import ServiceManager
 from s3clip_runtime.cli.threads import plan_threads
 from s3clip_runtime.errors import S3ClipError
-from s3clip_runtime.gallery.store import Gallery
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.manifest import Target
@@ -24,7 +24,7 @@ from s3clip_runtime.site.load import changes, load_site
 from s3clip_runtime.site.model import CameraSettings, Site
 from s3clip_runtime.streams.camera import CameraPlan
 from s3clip_runtime.streams.detection.choose import Choice, is_network, open_detectors
-from s3clip_runtime.streams.events import UNCALIBRATED_THRESHOLD, Sighting
+from s3clip_runtime.streams.events import Sighting
 from s3clip_runtime.streams.page.board import Board
 from s3clip_runtime.streams.page.server import PageServer
 from s3clip_runtime.streams.reading.sources import ReadOptions
@@ -92,24 +92,16 @@ def run_site(
 
 
 def open_matching(stack: ExitStack, site: Site) -> Matching:
-    """Bundle, embedder and gallery of a site, closed by `stack`."""
+    """Bundle, gallery and embedder of a site, closed by `stack`; says on standard error what to beware of."""
     bundle = Bundle.open(site.bundle)
-    manifest = bundle.manifest
-    gallery = None
-    if site.gallery is not None:
-        Gallery.describe(site.gallery)  # opening would make a missing file, and everybody be unknown
-        gallery = stack.enter_context(
-            Gallery.open(
-                site.gallery,
-                embedding_space=manifest.embedding_space,
-                dim=manifest.contract.embedding_dim,
-            )
-        )
-    threshold = UNCALIBRATED_THRESHOLD if gallery is None else chosen_threshold(site.threshold)
+    recogniser = open_recogniser(stack, site, bundle.manifest)
+    if recogniser is not None:
+        for caution in cautions(recogniser):
+            click.echo(caution, err=True)
     target = None if site.target is None else Target.parse(site.target)
     plan = plan_threads(site.threads, network=any(is_network(camera.detector) for camera in site.cameras))
     embedder = open_embedder(stack, bundle, site.device, plan.embedder, target)
-    return Matching(bundle, embedder, gallery, threshold)
+    return Matching(bundle, embedder, recogniser, limits_of(site))
 
 
 def open_embedder(
@@ -119,14 +111,6 @@ def open_embedder(
     embedder = stack.enter_context(Embedder(bundle, device=device, target=target, threads=threads))
     click.echo(f"device {embedder.device}: {embedder.device_reason}", err=True)
     return embedder
-
-
-def chosen_threshold(threshold: float | None) -> float:
-    """The threshold to use; says so when it is the default, which nobody calibrated."""
-    if threshold is not None:
-        return threshold
-    click.echo(f"threshold {UNCALIBRATED_THRESHOLD} is uncalibrated; set yours with --threshold", err=True)
-    return UNCALIBRATED_THRESHOLD
 
 
 def _plans(
@@ -214,8 +198,7 @@ def _reloader(
                     board.forget_camera(name)
             for plan in plans:
                 session.pipeline.add(plan)
-            threshold = UNCALIBRATED_THRESHOLD if new.threshold is None else new.threshold
-            session.change(_look_settings(new, pictures=board is not None), threshold)
+            session.change(_look_settings(new, pictures=board is not None), rules_of(new), limits_of(new))
             for name, make in sink_makers(new.outputs).items():
                 if f"outputs.{name}" in found.applied:
                     session.outputs.replace(name, make)

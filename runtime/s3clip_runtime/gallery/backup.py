@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-from s3clip_runtime.errors import GalleryError
+from s3clip_runtime.errors import GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery.book import Book
 from s3clip_runtime.gallery.database import COLUMNS, Database
-from s3clip_runtime.gallery.forget import erase_identities
+from s3clip_runtime.gallery.forget import forget_again, forgotten
 from s3clip_runtime.gallery.sqlite import SqliteDatabase
 
 _ROWS = 1000
@@ -28,58 +30,118 @@ def back_up(book: Book, path: Path) -> None:
     path = path.absolute()
     if path.exists():
         raise GalleryError(f"backup {path}: there is a file already; name a new one")
-    # Noted first: a backup that is not known of could never be cleaned.
-    with book.database.transaction():
-        note = "INSERT INTO backup (path, box, made_s) VALUES (?, ?, ?)"
-        book.database.run("DELETE FROM backup WHERE path = ? AND box = ?", str(path), book.log.author.box)
-        book.database.run(note, str(path), book.log.author.box, time.time())
-        book.log.append("backup")
-    part = path.with_name(path.name + ".part")
+    _note(book, path)
     try:
-        part.unlink(missing_ok=True)
-        target = SqliteDatabase(part)
+        discard_part(path)
+        target = SqliteDatabase(_part(path))
         try:
-            with book.database.snapshot(), target.transaction():
+            # Writers wait for the snapshot, so it ends before the copy is forced to the disk.
+            with target.transaction(), book.database.snapshot():
                 _copy(book.database, target)
         finally:
             target.close()
-        os.replace(part, path)
+        os.replace(_part(path), path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise GalleryError(f"backup {path}: cannot be written ({error.strerror}); check the path") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            discard_part(path)
+        if not path.exists():
+            with contextlib.suppress(GalleryUnavailable), book.database.transaction():
+                _forget_note(book, path)
+
+
+def discard_part(path: Path) -> bool:
+    """Delete what is left of a backup that was killed while it was written; whether there was anything.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    part = _part(path)
+    found = part.exists()
+    for one in (part, part.with_name(f"{part.name}-journal")):
+        one.unlink(missing_ok=True)
+    return found
+
+
+def open_backup(book: Book, path: Path) -> SqliteDatabase:
+    """Open a backup for `restore`; the caller closes it.
+
+    Raises:
+        GalleryError: it is no gallery, is empty or the gallery itself, or has another key than the gallery.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        raise GalleryError(f"backup {path}: there is no such file, or it is empty; give the path of a backup")
+    if any(path.samefile(one) for one in book.database.files()):
+        raise GalleryError(f"backup {path}: it is the gallery itself; give the path of a backup")
+    backup = SqliteDatabase(path)
+    try:
+        copy = book.of(backup)
+        if copy.value("schema_version") is None:
+            raise GalleryError(f"backup {path}: nothing was ever written to it; give the path of a backup")
+        copy.begin()
+    except BaseException:
+        backup.close()
+        raise
+    return backup
 
 
 def restore(backup: Database, book: Book) -> list[str]:
     """Put a backup in the place of all that a gallery holds, in one step; running programs follow.
 
-    People who were forgotten since the backup stay forgotten.
+    What was forgotten since the backup stays forgotten.
 
     Args:
-        backup: an open backup of this or of another gallery.
+        backup: an open backup of this or of another gallery, see `open_backup`.
         book: of the gallery that is replaced.
 
     Returns:
         Ids of people of the backup who stay forgotten.
     """
     with backup.snapshot(), book.database.transaction():
-        erasures = (one.identity for one in book.log.entries() if one.action in ("forget", "expire"))
-        gone = {id for id in erasures if id is not None} - {one.id for one in book.identities()}
+        earlier = forgotten(book)
         for table in _COPIED:
             book.database.run(f"DELETE FROM {table}")
         _copy(backup, book.database)
         book.database.renumber()
         book.new_generation()
         book.log.append("restore")
-        back = sorted(gone.intersection(one.id for one in book.identities()))
-        return _forget_again(book, back, sorted(gone))
-
-
-def _forget_again(book: Book, back: list[str], gone: list[str]) -> list[str]:
-    erase_identities(book, back, "forget")
-    for id in set(gone) - set(back):
-        book.log.append("forget", id)  # so that the next restore knows too
+        back = forget_again(book, earlier)
+    if back:
+        book.database.scrub()
     return back
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _note(book: Book, path: Path) -> None:
+    """Before it is made: a backup that is not known of could never be cleaned."""
+    with book.database.transaction():
+        query = "SELECT made_s FROM backup WHERE path = ? AND box = ?"
+        for (made_s,) in book.database.rows(query, str(path), book.log.author.box):
+            # The file that was there was moved or deleted, and receipts go on telling so.
+            moved = f"{path} as of {datetime.fromtimestamp(made_s, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
+            book.database.run("UPDATE backup SET path = ? WHERE path = ? AND box = ?", moved, str(path),
+                              book.log.author.box)  # fmt: skip
+        note = "INSERT INTO backup (path, box, made_s) VALUES (?, ?, ?)"
+        book.database.run(note, str(path), book.log.author.box, time.time())
+        book.log.append("backup")
+
+
+def _forget_note(book: Book, path: Path) -> None:
+    book.database.run("DELETE FROM backup WHERE path = ? AND box = ?", str(path), book.log.author.box)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A power cut must not take the name of a backup that was acknowledged."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _copy(source: Database, target: Database) -> None:

@@ -90,10 +90,9 @@ class Book:
                     self._begin_new()
         version, name = self.value("schema_version"), self.database.name
         if version != str(SCHEMA_VERSION):
-            raise GalleryError(
-                f"{name}: schema_version must be {SCHEMA_VERSION}, found {version}; "
-                "use the version of s3clip that made it"
-            )
+            later = str(version).isdecimal() and int(str(version)) > SCHEMA_VERSION
+            cure = "use a newer s3clip" if later else "restore it from a backup"
+            raise GalleryError(f"{name}: schema_version must be {SCHEMA_VERSION}, found {version}; {cure}")
         ours = "" if self._vault is None else self._vault.fingerprint
         if self.value("key") != ours:
             cure = (

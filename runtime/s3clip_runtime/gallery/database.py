@@ -81,7 +81,8 @@ class Database(Protocol):
         read in it stays true until it ends. On the disk when it has ended without an error."""
 
     def snapshot(self) -> AbstractContextManager[None]:
-        """For reading only: all statements in it see one state. Writers may have to wait for it."""
+        """For reading only: all statements in it see one state. Writers may have to wait for it.
+        Within a transaction it is a part of that."""
 
     def packed(self, vector: Halves) -> object:
         """The value for a `vector` column of one float16 vector (dim,)."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from s3clip_runtime.gallery.book import Book, Views
 from s3clip_runtime.gallery.edits import Edits
-from s3clip_runtime.gallery.growth import Growth
+from s3clip_runtime.gallery.growth import Growth, sure
 from s3clip_runtime.gallery.memory import Memory
 from s3clip_runtime.gallery.open_set import Decision, decide
 from s3clip_runtime.gallery.prototypes import Prototypes
@@ -86,6 +86,13 @@ class Remembered:
         self.tally = Tally()
         self._tracks: dict[tuple[str, str], tuple[str, float]] = {}
 
+    def copy(self) -> Remembered:
+        """Another one that knows the same: for a batch that may fail to be written."""
+        copied = Remembered()
+        copied.growth, copied.tally = self.growth.copy(), replace(self.tally)
+        copied._tracks = self._tracks  # replaced by `keep_track`, not changed
+        return copied
+
     def track(self, seen: Seen, now_s: float) -> str | None:
         """Id of the identity that an earlier part of the track got."""
         id, at_s = self._tracks.get((seen.run, seen.track), (None, 0.0))
@@ -93,8 +100,8 @@ class Remembered:
 
     def keep_track(self, seen: Seen, identity: str, now_s: float) -> None:
         """Note who a track is."""
-        self._tracks = {key: kept for key, kept in self._tracks.items() if now_s - kept[1] <= _TRACKS_S}
-        self._tracks[seen.run, seen.track] = identity, now_s
+        recent = {key: kept for key, kept in self._tracks.items() if now_s - kept[1] <= _TRACKS_S}
+        self._tracks = {**recent, (seen.run, seen.track): (identity, now_s)}
 
 
 class Deciding:
@@ -126,7 +133,9 @@ class Deciding:
         """
         matches = self._with_fresh(seen, row)
         if not seen.final:
-            return answer(self._memory, self._rules, seen, matches)
+            told = verdict(self._memory, self._rules, seen, matches)
+            who = None if told.identity is None else self._named(told.identity)
+            return Recognised(told, who, tuple(matches))
         decision, match, identity = self._possible(seen, matches)
         score = None if identity is None else decision.score
         if identity is None and decision.verdict == "unknown":
@@ -139,7 +148,7 @@ class Deciding:
             self._maybe_grow(seen, identity, decision, match)
         if identity is not None:
             identity = self._sight(seen, identity, score)
-        return Recognised(decision, identity, tuple(row))
+        return Recognised(decision, identity, tuple(matches))
 
     def _possible(
         self, seen: Seen, matches: Sequence[Match]
@@ -159,13 +168,22 @@ class Deciding:
 
     def _is_new(self, seen: Seen, decision: Decision) -> bool:
         """Nobody whom we know, surely enough and seen well enough for an id of one's own."""
-        calibrated = self._rules.threshold is not None or self._memory.open_set is not None
+        if not self._rules.unknowns or decision.verdict != "unknown":
+            return False
         unlikely = decision.probability is None or decision.probability < _LIKELY
-        wanted = self._rules.unknowns and decision.verdict == "unknown" and calibrated
-        return wanted and unlikely and seen.quality >= self._rules.min_quality
+        return unlikely and seen.quality >= self._rules.min_quality and self._can_come_back(seen)
+
+    def _can_come_back(self, seen: Seen) -> bool:
+        """The next look like this one can be told from others: else everybody would be new, always."""
+        if self._rules.threshold is not None:
+            return True
+        open_set = self._memory.open_set
+        return open_set is not None and (
+            open_set.find(seen.platform, seen.platform, seen.height_px) is not None
+        )
 
     def _meet(self, seen: Seen) -> Identity:
-        identity = self._book.add_identity(f"unknown-{secrets.token_hex(4)}", "candidate")
+        identity = self._book.add_identity(f"unknown-{secrets.token_hex(6)}", "candidate")
         self._add(seen, identity, self._views(seen, "unknown"), "meet", made=True)
         self._remembered.tally.met += 1
         return identity
@@ -178,11 +196,10 @@ class Deciding:
         open_set = self._memory.open_set
         if not self._rules.grow or open_set is None or seen.quality < self._rules.min_quality:
             return
-        pair = open_set.find(seen.platform, match.platform, seen.height_px)
-        if pair is None:
+        if not sure(decision, match, seen, open_set):
             return
         views = self._views(seen, "grown")
-        for one in self._remembered.growth.offer(identity.id, decision, pair, seen, views, self._now_s):
+        for one in self._remembered.growth.offer(identity.id, seen, views, open_set, self._now_s):
             self._add(seen, identity, one, "grow", made=False)
             self._remembered.tally.grown += 1
 

@@ -153,6 +153,7 @@ class Edits:
         if entry.detail["made"] and not self.book.prototypes(identity.id):
             self.book.remove_identity(identity.id)
             self.book.remove_sightings(identity.id)
+            self.book.log.scrub(identity.id)  # old names and notes: nobody could ask to forget them any more
 
     def _undo_naming(self, entry: LogEntry) -> None:
         identity = self._still_there(entry)

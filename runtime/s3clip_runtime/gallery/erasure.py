@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from s3clip_runtime.errors import GalleryError
+from s3clip_runtime.errors import GalleryError, GalleryUnavailable
+from s3clip_runtime.gallery.backup import discard_part
 from s3clip_runtime.gallery.book import Book
 from s3clip_runtime.gallery.database import Database
-from s3clip_runtime.gallery.forget import Erased, Selection, erase, erase_identities, still_there
+from s3clip_runtime.gallery.forget import Chosen, Selection, choose, choose_people, remove
 from s3clip_runtime.gallery.receipts import BackupErasure, Receipt, Signer
 from s3clip_runtime.gallery.sqlite import SqliteDatabase
+from s3clip_runtime.gallery.traces import still_there, traces
 
 _OUT_OF_REACH = (
     "blocks that the file system or the disk keeps of deleted files",
@@ -27,6 +28,8 @@ _SERVER_OUT_OF_REACH = (
 def forget(book: Book, selection: Selection, asked: str, pictures: int = 0) -> tuple[Receipt, str]:
     """Erase, overwrite, search for what was erased, do the same to every backup, and sign what was done.
 
+    Backups come first: whoever is stopped half-way can ask again, for the person is still in the gallery.
+
     Args:
         book: of an open gallery, in no transaction.
         selection: who.
@@ -38,15 +41,23 @@ def forget(book: Book, selection: Selection, asked: str, pictures: int = 0) -> t
 
     Raises:
         GalleryError: there is no such person.
-        GalleryUnavailable: it cannot be written now. Rows that are gone stay gone; ask again.
+        GalleryUnavailable: it cannot be written now, and nothing was erased but in backups; ask again.
     """
+    with book.database.snapshot():
+        chosen = choose(book, selection)
+        wanted = traces(book, chosen)
+    backups = {row: _forget_backup(book, *row, selection, chosen, wanted) for row in _backups(book)}
     with book.database.transaction():
-        erased = erase(book, selection)
+        chosen = choose(book, selection)
+        wanted = traces(book, chosen)
+        counts = remove(book, chosen)
         signer = _signer(book)
-    book.database.scrub()
-    found = still_there(book.database, erased.needles)
-    backups = [_forget_backup(book, *row, selection, erased) for row in _backups(book)]
-    counts = {**erased.counts, "picture files": pictures}
+    scrubbed = _scrub(book.database)
+    found = still_there(book.database, wanted)
+    for row in _backups(book):  # one may have been under way
+        if row not in backups or backups[row].erased is None:
+            backups[row] = _forget_backup(book, *row, selection, chosen, wanted)
+    counts["picture files"] = pictures
     searchable = bool(book.database.files())
     receipt = Receipt(
         schema="s3clip.receipt/1",
@@ -58,9 +69,9 @@ def forget(book: Book, selection: Selection, asked: str, pictures: int = 0) -> t
         box=book.log.author.box,
         time=datetime.now(UTC),
         erased={name: count for name, count in counts.items() if count},
-        backups=tuple(backups),
-        scrubbed=book.database.scrubbing,
-        searched=len(erased.needles) if searchable else 0,
+        backups=tuple(backups[row] for row in sorted(backups)),
+        scrubbed=scrubbed,
+        searched=len(wanted) if searchable else 0,
         found=found,
         not_reached=_OUT_OF_REACH if searchable else (*_OUT_OF_REACH, *_SERVER_OUT_OF_REACH),
     )
@@ -88,36 +99,47 @@ def _backups(book: Book) -> list[tuple[str, str]]:
     return [(str(path), str(box)) for path, box in rows]
 
 
-def _forget_backup(book: Book, path: str, box: str, selection: Selection, erased: Erased) -> BackupErasure:
+def _scrub(database: Database) -> str:
+    """Scrub; what was done. The rows are erased by then, so a full disk must not cost the receipt."""
+    try:
+        database.scrub()
+    except GalleryUnavailable as error:
+        return f"not finished, only the rows were overwritten: {error}"
+    return database.scrubbing
+
+
+def _forget_backup(
+    book: Book, path: str, box: str, selection: Selection, chosen: Chosen, wanted: set[bytes]
+) -> BackupErasure:
     if box != book.log.author.box:
         return BackupErasure(path=path, not_reached=f"it lies on {box}; repeat the request there")
-    if not Path(path).is_file():
-        return BackupErasure(path=path, not_reached="the file is not there; was it moved?")
     try:
+        if discard_part(Path(path)):  # of a backup that was stopped; one that is under way fails by this
+            return BackupErasure(path=path, erased={"unfinished backup": 1})
+        if not Path(path).is_file():
+            return BackupErasure(path=path, not_reached="the file is not there; was it moved?")
         database = SqliteDatabase(Path(path))
         try:
-            return _erase_in(database, book, path, selection, erased)
+            return _erase_in(database, book, path, selection, chosen, wanted)
         finally:
             database.close()
-    except GalleryError as error:
+    except (GalleryError, OSError) as error:
         return BackupErasure(path=path, not_reached=str(error))
 
 
 def _erase_in(
-    database: Database, book: Book, path: str, selection: Selection, erased: Erased
+    database: Database, book: Book, path: str, selection: Selection, chosen: Chosen, wanted: set[bytes]
 ) -> BackupErasure:
     copy = book.of(database)
     with database.transaction():
         if selection.identity is None:
-            done = erase(copy, selection)
-        else:  # by id: the person may have had another name then
-            done = erase_identities(copy, _held(copy, erased.identities), "forget")
+            taken = choose(copy, selection)
+        else:  # by id: the person may have had another name then, or have been several
+            taken = choose_people(copy, chosen.people, chosen.people)
+        wanted = wanted | traces(copy, taken)
+        counts = remove(copy, taken)
     database.scrub()
-    left = still_there(database, done.needles | erased.needles)
+    left = still_there(database, wanted)
     if left:
         return BackupErasure(path=path, not_reached=f"{left} pieces of erased values are still in it")
-    return BackupErasure(path=path, erased={name: count for name, count in done.counts.items() if count})
-
-
-def _held(book: Book, ids: Sequence[str]) -> list[str]:
-    return [id for id in ids if book.identity(id) is not None]
+    return BackupErasure(path=path, erased={name: count for name, count in counts.items() if count})

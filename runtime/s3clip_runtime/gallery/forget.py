@@ -1,31 +1,24 @@
-"""Erasing people from a gallery: which rows, how it is shown that they are gone, and the signed receipt."""
+"""Erasing people from a gallery: which rows, and how they stay erased when a backup is restored."""
 
 from __future__ import annotations
 
-import os
+import json
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from s3clip_runtime.errors import GalleryError
 from s3clip_runtime.gallery.book import Book
-from s3clip_runtime.gallery.database import Database
 from s3clip_runtime.gallery.edits import Edits
 from s3clip_runtime.gallery.records import Action
 
-_NEEDLE_BYTES = 16
-_NEEDLES = 8
-"""Pieces of each erased value that are searched for afterwards: a page may hold a part of it."""
-
-_CHUNK_BYTES = 16 * 2**20
-
-_TIMES = (("prototype", "seen_s"), ("clip", "seen_s"), ("sighting", "told_s"))
-"""Tables of what cameras saw, and the column that tells when."""
-
 What = Literal["identity", "time", "camera", "retention"]
+
+Rows = dict[str, dict[int, float]]
+"""Of each table: numbers of rows with their times. Both together name a row in every copy of the gallery."""
+
+_TIMES = {"prototype": "seen_s", "clip": "seen_s", "sighting": "told_s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,41 +49,103 @@ class Selection:
 
 
 @dataclass(slots=True)
-class Erased:
-    """What one erasure did to one database.
+class Chosen:
+    """What an erasure takes from one database.
 
     Attributes:
-        counts: rows by table; `log` are entries whose details were emptied.
-        identities: ids of those who are gone.
-        needles: pieces of bytes that no file may hold afterwards.
+        rows: all that go.
+        people: ids of those who go whole, and of all who were merged into them, with their own rows.
+        partly: ids of those who lose rows and stay.
+        selection: what it was chosen by; None: by ids.
     """
 
-    counts: Counter[str] = field(default_factory=Counter)
-    identities: list[str] = field(default_factory=list)
-    needles: set[bytes] = field(default_factory=set)
+    rows: Rows = field(default_factory=lambda: defaultdict(dict))
+    people: dict[str, Rows] = field(default_factory=dict)
+    partly: list[str] = field(default_factory=list)
+    selection: Selection | None = None
 
 
-def erase(book: Book, selection: Selection, action: Action = "forget") -> Erased:
-    """Delete the rows, within a transaction of the caller's; who has no prototype left goes whole.
+@dataclass(slots=True)
+class Forgotten:
+    """What was erased of a gallery so far, by its log.
+
+    Attributes:
+        people: ids of those who went whole, with the rows that they had.
+        selections: what was erased of cameras and times.
+    """
+
+    people: dict[str, Rows] = field(default_factory=dict)
+    selections: list[Selection] = field(default_factory=list)
+
+
+def choose(book: Book, selection: Selection) -> Chosen:
+    """What a selection takes; who has no prototype left goes whole.
 
     Raises:
         GalleryError: there is no such person.
     """
     if selection.identity is not None:
-        return erase_identities(book, [Edits(book).find(selection.identity).id], action)
-    erased = Erased()
+        return choose_people(book, [Edits(book).find(selection.identity).id])
+    rows: Rows = {}
     touched: set[str] = set()
-    for table, time_column in _TIMES:
-        where, values = _where(selection, table, time_column)
-        rows = book.database.rows(f"SELECT id, identity FROM {table} WHERE {where}", *values)
-        touched.update(row[1] for row in rows)
-        _delete(book, table, [row[0] for row in rows], erased)
-    left = {one.identity for one in book.prototypes()}
-    emptied = sorted(touched - left)
-    erase_identities(book, emptied, action, erased)
-    for id in sorted(touched & left):
+    for table, column in _TIMES.items():
+        where, values = _where(selection, table, column)
+        found = book.database.rows(f"SELECT id, {column}, identity FROM {table} WHERE {where}", *values)
+        rows[table] = {id: time_s for id, time_s, _ in found}
+        touched.update(identity for _, _, identity in found)
+    prototypes = book.database.rows("SELECT id, identity FROM prototype")
+    left = {identity for id, identity in prototypes if id not in rows["prototype"]}
+    chosen = choose_people(book, sorted(touched - left))
+    for table, own in rows.items():
+        chosen.rows[table].update(own)
+    chosen.partly = sorted(touched & left)
+    chosen.selection = selection
+    return chosen
+
+
+def choose_people(book: Book, ids: Iterable[str], known_rows: Mapping[str, Rows] | None = None) -> Chosen:
+    """All that there is of some people, whether they are there or not.
+
+    Args:
+        ids: of the people.
+        known_rows: rows that they have in another copy: after a split they may be somebody else's here.
+    """
+    chosen = Chosen()
+    everyone = dict.fromkeys(one for id in ids for one in book.log.merged_into(id))
+    for id in everyone:
+        own: Rows = defaultdict(dict)
+        for table, column in _TIMES.items():
+            own[table].update(book.database.rows(f"SELECT id, {column} FROM {table} WHERE identity = ?", id))
+            for number, time_s in (known_rows or {}).get(id, {}).get(table, {}).items():
+                query = f"SELECT identity FROM {table} WHERE id = ? AND {column} = ?"
+                for (identity,) in book.database.rows(query, number, time_s):
+                    own[table][number] = time_s
+                    chosen.partly.append(identity)
+            chosen.rows[table].update(own[table])
+        chosen.people[id] = own
+    chosen.partly = sorted(set(chosen.partly) - set(chosen.people))
+    return chosen
+
+
+def remove(book: Book, chosen: Chosen, action: Action = "forget") -> Counter[str]:
+    """Delete what was chosen, within the transaction in which it was; rows by table.
+
+    `log` counts the entries whose details were emptied.
+    """
+    counts = Counter[str]()
+    if chosen.selection is not None and any(chosen.rows.values()):
+        _tell_selection(book, chosen.selection, action)
+    for table, rows in chosen.rows.items():
+        book.database.run_many(f"DELETE FROM {table} WHERE id = ?", [(id,) for id in rows])
+        counts[table] += len(rows)
+    for id, own in chosen.people.items():
+        counts["identity"] += book.database.run("DELETE FROM identity WHERE id = ?", id)
+        counts["log"] += book.log.scrub(id)
+        # Sightings are not noted: there may be many, and none of them is ever given to a person by a split.
+        book.log.append(action, id, rows={table: own.get(table, {}) for table in ("prototype", "clip")})
+    for id in chosen.partly:
         book.log.append(action, id)
-    return erased
+    return counts
 
 
 def foreseen(book: Book, selection: Selection) -> tuple[Counter[str], list[str]]:
@@ -99,40 +154,30 @@ def foreseen(book: Book, selection: Selection) -> tuple[Counter[str], list[str]]
     Raises:
         GalleryError: there is no such person.
     """
-    named = None if selection.identity is None else Edits(book).find(selection.identity)
-    counts: Counter[str] = Counter()
-    touched: set[str] = set()
-    for table, time_column in _TIMES:
-        where, values = ("identity = ?", [named.id]) if named else _where(selection, table, time_column)
-        rows = book.database.rows(
-            f"SELECT identity, count(*) FROM {table} WHERE {where} GROUP BY identity", *values
-        )
-        touched.update(id for id, _ in rows)
-        counts[table] = sum(int(count) for _, count in rows)
-    people = [named] if named else [one for one in book.identities() if one.id in touched]
-    return counts, [one.name for one in people]
+    chosen = choose(book, selection)
+    about = {*chosen.people, *chosen.partly}
+    names = [one.name for one in book.identities() if one.id in about]
+    return Counter({table: len(rows) for table, rows in chosen.rows.items()}), names
 
 
-def erase_identities(book: Book, ids: Sequence[str], action: Action, erased: Erased | None = None) -> Erased:
-    """Delete all that there is of some people, within a transaction of the caller's."""
-    erased = erased or Erased()
-    for id in ids:
-        for table in ("prototype", "clip", "sighting"):
-            rows = book.database.rows(f"SELECT id FROM {table} WHERE identity = ?", id)
-            _delete(book, table, [row[0] for row in rows], erased)
-        erased.counts["identity"] += book.database.run("DELETE FROM identity WHERE id = ?", id)
-        erased.counts["log"] += sum(book.log.scrub(one) for one in book.log.merged_into(id))
-        erased.identities.append(id)
-        book.log.append(action, id)
-    return erased
+def erase(book: Book, selection: Selection, action: Action = "forget") -> Counter[str]:
+    """Delete what a selection takes, within a transaction of the caller's; rows by table.
+
+    Raises:
+        GalleryError: there is no such person.
+    """
+    return remove(book, choose(book, selection), action)
 
 
-def expire(book: Book, *, candidates_s: float, unknowns_s: float, keep_s: float | None) -> Erased:
+def expire(book: Book, *, candidates_s: float, unknowns_s: float, keep_s: float | None) -> Counter[str]:
     """Erase unknown people who were not seen for long, and all that runs collected before `keep_s`.
 
     Args:
         candidates_s, unknowns_s: seconds since the last sighting of either kind.
         keep_s: seconds that anything collected is kept; None: no limit.
+
+    Returns:
+        Erased rows by table.
     """
     now_s = time.time()
     limits = {"candidate": now_s - candidates_s, "unknown": now_s - unknowns_s}
@@ -141,23 +186,57 @@ def expire(book: Book, *, candidates_s: float, unknowns_s: float, keep_s: float 
         for one in book.identities()
         if one.kind in limits and max(one.added_s, one.seen_s or 0.0) < limits[one.kind]
     ]
-    erased = erase_identities(book, old, "expire")
-    # One entry a sighting: by then nobody is left whom they are about.
-    stale = "DELETE FROM log WHERE action IN ('meet', 'promote') AND time_s < ?"
+    counts = remove(book, choose_people(book, old), "expire")
+    # One entry a sighting. Those of people who are there stay: a box that was away for long learns by them.
+    stale = (
+        "DELETE FROM log WHERE action IN ('meet', 'promote') AND time_s < ? "
+        "AND identity NOT IN (SELECT id FROM identity)"
+    )
     book.database.run(stale, min(limits.values()))
     if keep_s is None:
-        return erased
-    rest = erase(book, Selection(until_s=now_s - keep_s, collected=True), "expire")
-    return Erased(erased.counts + rest.counts, erased.identities + rest.identities)
+        return counts
+    return counts + erase(book, Selection(until_s=now_s - keep_s, collected=True), "expire")
 
 
-def still_there(database: Database, needles: Iterable[bytes]) -> int:
-    """How many of these pieces of bytes the files of a database hold."""
-    wanted = set(needles)
-    found: set[bytes] = set()
-    for path in database.files():
-        found |= _found(path, wanted)
-    return len(found)
+def forgotten(book: Book) -> Forgotten:
+    """What the log tells of all erasures."""
+    found = Forgotten()
+    query = "SELECT identity, time_s, detail FROM log WHERE action IN ('forget', 'expire') ORDER BY seq"
+    for identity, time_s, text in book.database.rows(query):
+        detail = json.loads(text)
+        if identity is None:
+            until_s = time_s if detail["until_s"] is None else min(time_s, detail["until_s"])
+            found.selections.append(
+                Selection(None, detail["camera"], detail["since_s"], until_s, detail["collected"])
+            )
+        elif "rows" in detail:  # else the person stayed
+            rows = detail["rows"].items()
+            found.people[identity] = {t: {int(id): at_s for id, at_s in own.items()} for t, own in rows}
+    return found
+
+
+def forget_again(book: Book, earlier: Forgotten) -> list[str]:
+    """Erase what was erased before, after a backup brought it back; ids of people who were back.
+
+    The log tells of all of it again, so that the next restore knows too.
+    """
+    back = sorted(id for id in earlier.people if book.identity(id) is not None)
+    chosen = choose_people(book, earlier.people, earlier.people)
+    for id, rows in earlier.people.items():
+        for table, own in rows.items():
+            chosen.people[id][table].update(own)
+    remove(book, chosen)
+    for selection in earlier.selections:
+        erase(book, selection)
+    return back
+
+
+def _tell_selection(book: Book, selection: Selection, action: Action) -> None:
+    until_s = None if selection.until_s == float("inf") else selection.until_s  # JSON has no infinity
+    book.log.append(
+        action, camera=selection.camera, since_s=selection.since_s, until_s=until_s,
+        collected=selection.collected,
+    )  # fmt: skip
 
 
 def _where(selection: Selection, table: str, time_column: str) -> tuple[str, list[object]]:
@@ -176,41 +255,3 @@ def _where(selection: Selection, table: str, time_column: str) -> tuple[str, lis
             "id NOT IN (SELECT clip FROM prototype WHERE clip IS NOT NULL AND origin = 'enrolled')"
         )
     return " AND ".join(conditions), values
-
-
-def _delete(book: Book, table: str, ids: Sequence[int], erased: Erased) -> None:
-    values = {"prototype": "vector, sealed", "clip": "pictures"}.get(table)
-    for id in ids if values and book.database.files() else ():
-        for value in book.database.rows(f"SELECT {values} FROM {table} WHERE id = ?", id)[0]:
-            if isinstance(value, bytes) and not _kept_elsewhere(book, table, id, value):
-                erased.needles |= _needles(value)
-    book.database.run_many(f"DELETE FROM {table} WHERE id = ?", [(id,) for id in ids])
-    erased.counts[table] += len(ids)
-
-
-def _kept_elsewhere(book: Book, table: str, id: int, value: bytes) -> bool:
-    """The same picture may have been enrolled for somebody else, who stays."""
-    column = "pictures" if table == "clip" else "vector"
-    return bool(book.database.rows(f"SELECT id FROM {table} WHERE {column} = ? AND id <> ?", value, id))
-
-
-def _needles(value: bytes) -> set[bytes]:
-    step = max(len(value) // _NEEDLES, _NEEDLE_BYTES)
-    pieces = {value[at : at + _NEEDLE_BYTES] for at in range(0, len(value) - _NEEDLE_BYTES + 1, step)}
-    return {piece for piece in pieces if len(set(piece)) > _NEEDLE_BYTES // 2}  # zeros stand everywhere
-
-
-def _found(path: Path, wanted: set[bytes]) -> set[bytes]:
-    found: set[bytes] = set()
-    try:
-        with path.open("rb") as file:
-            before = b""
-            while data := file.read(_CHUNK_BYTES):
-                window = before + data
-                found |= {piece for piece in wanted - found if piece in window}
-                before = window[-_NEEDLE_BYTES:]
-    except FileNotFoundError:
-        pass  # a journal that is gone by now
-    except OSError as error:
-        raise GalleryError(f"{path} cannot be searched ({os.strerror(error.errno or 0)})") from error
-    return found

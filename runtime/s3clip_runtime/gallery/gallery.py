@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +21,9 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.errors import GalleryError
+from s3clip_runtime.errors import GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery import erasure
-from s3clip_runtime.gallery.backup import back_up, restore
+from s3clip_runtime.gallery.backup import back_up, open_backup, restore
 from s3clip_runtime.gallery.book import Book, Views
 from s3clip_runtime.gallery.database import Database
 from s3clip_runtime.gallery.edits import Edits
@@ -43,7 +43,6 @@ from s3clip_runtime.gallery.records import (
     Prototype,
     Space,
 )
-from s3clip_runtime.gallery.sqlite import SqliteDatabase
 from s3clip_runtime.gallery.vault import Vault
 from s3clip_runtime.inference.spec import platform_id
 
@@ -143,7 +142,7 @@ class Gallery:
             with self._book.database.transaction():
                 memory.refresh()
                 yield Decisions(memory, self._book)
-            memory.refresh()
+            self._follow()
 
     def enrol(
         self,
@@ -308,16 +307,14 @@ class Gallery:
         """Erase people; the receipt and the text of its signed file. See `erasure.forget`."""
         with self._lock:
             done = erasure.forget(self._book, selection, asked, pictures)
-            if self._memory is not None:
-                self._memory.refresh()
+            self._follow()
             return done
 
     def expire(self, *, candidates_s: float, unknowns_s: float, keep_s: float | None) -> int:
         """Erase what is older than the limits of storage (`forget.expire`); how many people are gone."""
         with self._changing() as edits:
-            return len(
-                expire(edits.book, candidates_s=candidates_s, unknowns_s=unknowns_s, keep_s=keep_s).identities
-            )
+            counts = expire(edits.book, candidates_s=candidates_s, unknowns_s=unknowns_s, keep_s=keep_s)
+            return counts["identity"]
 
     def back_up(self, path: Path) -> None:
         """Write a copy while the gallery is in use; see `backup.back_up`."""
@@ -326,13 +323,12 @@ class Gallery:
 
     def restore(self, path: Path) -> builtins.list[str]:
         """Put a backup in the place of all that is here; see `backup.restore`."""
-        source = SqliteDatabase(path)
-        try:
-            with self._lock:
-                self._book.of(source).begin()
+        with self._lock:
+            source = open_backup(self._book, path)
+            try:
                 return restore(source, self._book)
-        finally:
-            source.close()
+            finally:
+                source.close()
 
     def add_model(self, space: Space, embed: Embed, tick: Callable[[int, int], None]) -> Carried:
         """Make room for another model, and embed all kept crops by it; see `models.add_model`."""
@@ -361,6 +357,11 @@ class Gallery:
         with self._lock:
             with self._book.database.transaction():
                 yield Edits(self._book)
+            self._follow()
+
+    def _follow(self) -> None:
+        """Learn what was just written. If that cannot be read now it is written all the same."""
+        with suppress(GalleryUnavailable):
             if self._memory is not None:
                 self._memory.refresh()
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.gallery.book import Views
-from s3clip_runtime.gallery.open_set import Decision, PairCalibration
-from s3clip_runtime.gallery.records import Seen
+from s3clip_runtime.gallery.open_set import Decision, OpenSet
+from s3clip_runtime.gallery.records import Match, Seen
 
 WINDOW_S: Final = 600.0
 """Two sightings confirm each other within so many seconds: then the person wears the same clothes."""
@@ -25,42 +25,57 @@ class _Waiting:
     views: Views
 
 
+def sure(decision: Decision, match: Match, seen: Seen, open_set: OpenSet) -> bool:
+    """A match that may count for growth: at or above its growth threshold, and nobody else comes near.
+
+    Args:
+        decision: a match; its runner-up must stay below the threshold of its own pair of platforms.
+        match: that the decision is about.
+    """
+    pair = open_set.find(seen.platform, match.platform, seen.height_px)
+    if pair is None or decision.score < pair.growth_threshold:
+        return False
+    other = decision.runner_up
+    return other is None or _reaches(open_set, seen, other.platform, other.score) is False
+
+
 class Growth:
     """Holds the first of the two sightings that one growth needs. It is lost when the run ends."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, _Waiting] = {}
 
-    def offer(
-        self, identity: str, decision: Decision, pair: PairCalibration, seen: Seen, views: Views, now_s: float
-    ) -> Sequence[Views]:
-        """What may be added to a known person after this sighting: nothing, or this view and the one before.
+    def copy(self) -> Growth:
+        """One that goes on from here by itself."""
+        copied = Growth()
+        copied._waiting = dict(self._waiting)
+        return copied
 
-        All must hold: the score is at or above the pair's growth threshold; the runner-up stays below its
-        threshold; another track of the last `WINDOW_S` was offered for the same person; both views are
-        alike, at or above the threshold.
+    def offer(
+        self, identity: str, seen: Seen, views: Views, open_set: OpenSet, now_s: float
+    ) -> Sequence[Views]:
+        """What a known person gets after a sure sighting: nothing, or this view and the one before.
+
+        The one before must be of another track, of the last `WINDOW_S`, and alike: at or above the threshold
+        of the pair of platforms.
 
         Args:
             identity: id of the person.
-            decision: a match.
-            pair: that the decision was made by.
             views: of `seen`, one vector.
             now_s: Unix seconds.
         """
-        runner_up = decision.runner_up
-        if decision.score < pair.growth_threshold:
-            return ()
-        if runner_up is not None and runner_up.score >= pair.threshold:
-            return ()
-        before = self._waiting.get(identity)
+        self._waiting = {id: one for id, one in self._waiting.items() if now_s - one.seen_s <= WINDOW_S}
+        before = self._waiting.pop(identity, None)
         track = (seen.run, seen.track)
-        if (
-            before is not None
-            and before.track != track
-            and now_s - before.seen_s <= WINDOW_S
-            and float(before.vector @ seen.vector) >= pair.threshold
-        ):
-            del self._waiting[identity]
-            return before.views, views
+        if before is not None and before.track != track:
+            alike = float(before.vector @ seen.vector)
+            if _reaches(open_set, seen, before.views.platform, alike):
+                return before.views, views
         self._waiting[identity] = _Waiting(track, now_s, seen.vector, views)
         return ()
+
+
+def _reaches(open_set: OpenSet, seen: Seen, platform: str | None, score: float) -> bool | None:
+    """None: nobody knows."""
+    pair = open_set.find(seen.platform, platform, seen.height_px)
+    return None if pair is None else score >= pair.threshold

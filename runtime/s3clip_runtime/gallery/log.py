@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from s3clip_runtime.errors import GalleryError
 from s3clip_runtime.gallery.database import COLUMNS, Database
 from s3clip_runtime.gallery.records import Action, LogEntry
 
@@ -81,7 +82,7 @@ class Log:
         """The id, and those of people who were merged into it, and into these."""
         found = [identity]
         for one in found:
-            query = "SELECT other FROM log WHERE identity = ? AND action = 'merge'"
+            query = "SELECT other FROM log WHERE identity = ? AND action = 'merge' AND undone IS NULL"
             found += [row[0] for row in self._database.rows(query, one) if row[0] not in found]
         return found
 
@@ -95,5 +96,10 @@ class Log:
 
 
 def _entry(row: tuple[Any, ...]) -> LogEntry:
-    seq, time_s, box, actor, action, identity, other, detail, undone = row
-    return LogEntry(seq, time_s, box, actor, action, identity, other, json.loads(detail), undone)
+    seq, time_s, box, actor, action, identity, other, text, undone = row
+    try:
+        detail = json.loads(text)
+    except ValueError as error:
+        rule = f"entry {seq} of the gallery's log must be JSON, found {text!r:.40}"
+        raise GalleryError(f"{rule}: it is damaged; restore a backup") from error
+    return LogEntry(seq, time_s, box, actor, action, identity, other, detail, undone)

@@ -45,7 +45,10 @@ class Memory:
         self._server = server
         self._generation = ""
         self._seq = 0
-        self._clear()
+        self._prototypes = Prototypes(space.dim)
+        self._by_id: dict[str, Identity] = {}
+        self._by_name: dict[str, Identity] = {}
+        self.open_set: OpenSet | None = None
         self.refresh()
 
     @property
@@ -60,16 +63,11 @@ class Memory:
 
     def refresh(self) -> None:
         """Learn what the log tells since the last time."""
-        generation, newest = self._book.state()
+        generation, newest = self._book.state()  # first: what comes in while the rest is read is read again
         if generation != self._generation:
             self._load()
         elif newest != self._seq:
-            changed = sorted(self._book.log.changed_since(self._seq))
-            for id in changed:  # all go before any comes: names may have changed hands
-                self._drop_identity(id)
-            for id in changed:
-                self._load_identity(id)
-            self._load_open_set()
+            self._load_changed(sorted(self._book.log.changed_since(self._seq)))
         self._generation, self._seq = generation, newest
 
     def search(self, queries: NDArray[np.float32], k: int) -> list[list[Match]]:
@@ -78,48 +76,53 @@ class Memory:
             return self._server.nearest(self.space.hash, queries, k)
         return self._prototypes.search(queries, k)
 
-    def _clear(self) -> None:
-        self._prototypes = Prototypes(self.space.dim)
-        self._by_id: dict[str, Identity] = {}
-        self._by_name: dict[str, Identity] = {}
-        self.open_set: OpenSet | None = None
-
     def _load(self) -> None:
-        self._clear()
-        for identity in self._book.identities():
-            self._by_id[identity.id] = self._by_name[identity.name] = identity
+        """Read everything before anything is given up: what was known stays if reading fails."""
+        by_id = {identity.id: identity for identity in self._book.identities()}
+        prototypes = Prototypes(self.space.dim)
         if self._server is None:
             for id, platforms, vectors in self._book.all_vectors(self.space):
-                self._put(self._by_id[id].name, vectors, platforms)
-        self._load_open_set()
+                # Who was enrolled since the first statement is read by the next refresh.
+                if id in by_id:
+                    self._put(prototypes, by_id[id].name, vectors, platforms)
+        self.open_set = self._read_open_set()
+        self._prototypes, self._by_id = prototypes, by_id
+        self._by_name = {identity.name: identity for identity in by_id.values()}
+
+    def _load_changed(self, ids: Sequence[str]) -> None:
+        fresh = [found for id in ids if (found := self._book.identity(id)) is not None]
+        vectors = {one.id: self._book.vectors(one.id, self.space) for one in fresh if self._server is None}
+        self.open_set = self._read_open_set()
+        for id in ids:  # all go before any comes: names may have changed hands
+            self._drop_identity(id)
+        for identity in fresh:
+            self._by_id[identity.id] = self._by_name[identity.name] = identity
+            prototypes, halves = vectors.get(identity.id, ([], None))
+            if prototypes and halves is not None:
+                platforms = [one.platform for one in prototypes]
+                self._put(self._prototypes, identity.name, halves, platforms)
 
     def _drop_identity(self, id: str) -> None:
         known = self._by_id.pop(id, None)
         if known is not None:
             self._prototypes.remove(known.name)
-            del self._by_name[known.name]
+            # A box may have read the new owner of a name before the old one.
+            if self._by_name.get(known.name) is known:
+                del self._by_name[known.name]
 
-    def _load_identity(self, id: str) -> None:
-        identity = self._book.identity(id)
-        if identity is None:
-            return
-        self._by_id[id] = self._by_name[identity.name] = identity
-        if self._server is None:
-            prototypes, vectors = self._book.vectors(id, self.space)
-            if prototypes:
-                self._put(identity.name, vectors, [one.platform for one in prototypes])
-
-    def _load_open_set(self) -> None:
+    def _read_open_set(self) -> OpenSet | None:
         text = self._book.open_set(self.space.hash)
-        self.open_set = None if text is None else OpenSet.of_json(text)
+        return None if text is None else OpenSet.of_json(text)
 
-    def _put(self, name: str, vectors: Halves, platforms: Sequence[str | None]) -> None:
+    def _put(
+        self, prototypes: Prototypes, name: str, vectors: Halves, platforms: Sequence[str | None]
+    ) -> None:
         if fault := unit_fault(vectors.astype(np.float32)):
             raise GalleryError(
                 f"{self._book.database.name} is damaged: prototypes of {name!r}: {fault}; "
                 "restore it from a backup"
             )
-        self._prototypes.put(name, vectors, platforms)
+        prototypes.put(name, vectors, platforms)
 
 
 def unit_fault(vectors: NDArray[np.float32]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,12 @@ from s3clip_runtime.errors import GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery.database import COLUMNS, Halves
 from s3clip_runtime.gallery.postgres_connection import (
     LOCK_S,
-    STATEMENT_S,
+    UPKEEP_S,
     Address,
     address,
     connect,
     explained,
+    patience,
 )
 
 if TYPE_CHECKING:
@@ -29,8 +31,11 @@ _RETRY_TIMES = 4
 """After an attempt to connect of t seconds no other is made for max(1 s, 4 t): who asks often, such as a
 recognition loop, spends at most a fifth of its time on a server that does not answer."""
 
-_UPKEEP_S = 3600
 _SNAPSHOTS_S = 60
+_STILL_READ = (
+    "the rows are deleted, but the server keeps their bytes for an older transaction of another session; "
+    "scrub again when it has ended"
+)
 _PERSONAL = ("prototype", "clip", "sighting", "log", "identity")
 
 
@@ -95,6 +100,9 @@ class PostgresDatabase:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """For reading only: all statements in it see one state. Writers do not wait for it."""
+        if self._inside:  # nobody else can write: the transaction is one state
+            yield
+            return
         with self._block(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
             yield
 
@@ -118,30 +126,37 @@ class PostgresDatabase:
         table = np.frombuffer(b"".join(parts), ">f2").reshape(-1, size // 2)
         return table[:, 2:].astype(np.float16)
 
-    def maintain(self, statement: str, *, lock_s: float = LOCK_S) -> None:
+    def maintain(self, statement: str, *, lock_s: float = LOCK_S) -> list[str]:
         """Run one statement of upkeep outside of transactions, as it is written; it may take an hour.
 
         Args:
             lock_s: wait for locks so long. Others wait behind one who waits to lock a whole table.
 
+        Returns:
+            Details that the server tells, such as those of VACUUM VERBOSE.
+
         Raises:
             GalleryError: the server only warned that it did not do it, for want of rights.
         """
         warnings: list[str] = []
+        details: list[str] = []
 
-        def listen(diagnostic: psycopg.errors.Diagnostic) -> None:
-            if diagnostic.severity_nonlocalized == "WARNING":
-                warnings.append(diagnostic.message_primary or "")
+        def listen(notice: psycopg.errors.Diagnostic) -> None:  # which says nothing any more later
+            if notice.severity_nonlocalized == "WARNING":
+                warnings.append(notice.message_primary or "")
+            if notice.message_detail:
+                details.append(notice.message_detail)
 
         with self._live() as connection:
             connection.add_notice_handler(listen)
             try:
-                with _patience(connection, lock_s):
+                with patience(connection, lock_s):
                     connection.execute(statement.encode())
             finally:
                 connection.remove_notice_handler(listen)
         if warnings:
             raise GalleryError(f"{self.name}: {warnings[0]}; let the tables' owner do it")
+        return details
 
     def renumber(self) -> None:
         """New rows get numbers above all that are there."""
@@ -187,7 +202,7 @@ class PostgresDatabase:
             self.maintain(f"DROP INDEX {index}")
         try:
             for table in _PERSONAL:
-                self.maintain(f"VACUUM (FULL) {table}")
+                self._rewrite(table)
             self._checkpoint()
         finally:
             for index, definition in found:
@@ -196,7 +211,7 @@ class PostgresDatabase:
     def build_index(self, index: str, definition: str) -> None:
         """Build an index by `CREATE INDEX ...`, without keeping others from writing; may take minutes."""
         concurrently = definition.replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
-        self.maintain(concurrently, lock_s=_UPKEEP_S)  # it waits for old transactions, nobody waits for it
+        self.maintain(concurrently, lock_s=UPKEEP_S)  # it waits for old transactions, nobody waits for it
         self.run(f"ALTER INDEX {index} ALTER COLUMN 1 SET STATISTICS 0")  # as for all vectors: no samples
 
     def close(self) -> None:
@@ -263,41 +278,38 @@ class PostgresDatabase:
             self._connection.close()  # then the server rolls back
 
     def _await_readers(self) -> None:
-        """Wait until no session has a snapshot from before now: VACUUM keeps what such a one may see."""
+        """Wait until no transaction is left from before now: VACUUM keeps what such a one may see."""
         now = self.rows("SELECT pg_current_xact_id()::xid::text")[0][0]
         query = (
-            "SELECT count(*) FROM (SELECT backend_xmin AS xmin FROM pg_stat_activity "
-            "WHERE pid <> pg_backend_pid() AND backend_type <> 'autovacuum worker' "
+            "SELECT count(*) FROM ("
+            "SELECT backend_xmin AS xid FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+            "AND coalesce(datname, current_database()) = current_database() "
+            "UNION ALL SELECT backend_xid FROM pg_stat_activity WHERE datname = current_database() "
             "UNION ALL SELECT xmin FROM pg_replication_slots "
-            "UNION ALL SELECT transaction FROM pg_prepared_xacts) held WHERE age(xmin) >= age(?::text::xid)"
+            "UNION ALL SELECT transaction FROM pg_prepared_xacts WHERE database = current_database()) held "
+            "WHERE age(xid) >= age(?::text::xid)"
         )
         end = time.monotonic() + _SNAPSHOTS_S
-        while count := self.rows(query, now)[0][0]:
+        while self.rows(query, now)[0][0]:
             if time.monotonic() > end:
-                cure = "the rows are deleted, but their bytes stay until it ends; scrub again then"
-                raise GalleryUnavailable(f"{self.name}: {count} older session still reads the tables; {cure}")
+                raise GalleryUnavailable(f"{self.name}: {_STILL_READ}")
             time.sleep(0.1)
+
+    def _rewrite(self, table: str) -> None:
+        for detail in self.maintain(f"VACUUM (FULL, VERBOSE) {table}"):
+            kept = re.match(r"\d+", detail)  # "N dead row versions cannot be removed yet."
+            if kept and int(kept[0]):
+                raise GalleryUnavailable(f"{self.name}: {_STILL_READ}")
 
     def _checkpoint(self) -> None:
         import psycopg
 
         try:  # the files of the old tables are empty already; now their names go too
-            with self._live() as connection, _patience(connection, LOCK_S):
+            with self._live() as connection, patience(connection, LOCK_S):
                 connection.execute("CHECKPOINT")
         except GalleryError as error:
             if not isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
                 raise
-
-
-@contextmanager
-def _patience(connection: psycopg.Connection[Any], lock_s: float) -> Iterator[None]:
-    change = "SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false)"
-    connection.execute(change, (f"{_UPKEEP_S}s", f"{lock_s:g}s"))
-    try:
-        yield
-    finally:
-        if not connection.closed:
-            connection.execute(change, (f"{STATEMENT_S}s", f"{LOCK_S}s"))
 
 
 def _native(statement: str) -> bytes:

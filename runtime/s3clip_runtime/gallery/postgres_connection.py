@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from s3clip_runtime.errors import ConfigError, GalleryError, GalleryUnavailable
@@ -23,6 +23,7 @@ DIALECT = Dialect(
 )
 LOCK_S = 10
 STATEMENT_S = 60
+UPKEEP_S = 3600
 CONNECT_S = 5
 _SCHEMA = "s3clip"
 _MIN_SERVER = 130000
@@ -35,6 +36,9 @@ _DEFAULTS = {
     "keepalives": "1", "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3",
     "tcp_user_timeout": "25000",
 }  # fmt: skip
+
+_ENCODING = {"client_encoding": "utf8"}
+"""Whatever the DSN says."""
 
 _SETTINGS = {
     "statement_timeout": f"{STATEMENT_S}s",
@@ -71,7 +75,7 @@ class Address:
         name: for messages, without a password.
     """
 
-    parameters: dict[str, str]
+    parameters: dict[str, str] = field(repr=False)
     schema: str
     name: str
 
@@ -113,7 +117,7 @@ def address(dsn: str) -> Address:
     host, port = parts.get("host", parts.get("hostaddr", "localhost")), parts.get("port", "5432")
     database = parts.get("dbname", parts.get("user", "postgres"))
     place = "" if schema == _SCHEMA else f" (schema {schema})"
-    return Address(_DEFAULTS | given, schema, f"gallery {database} on {host}:{port}{place}")
+    return Address(_DEFAULTS | given | _ENCODING, schema, f"gallery {database} on {host}:{port}{place}")
 
 
 def connect(place: Address) -> psycopg.Connection[Any]:
@@ -126,7 +130,7 @@ def connect(place: Address) -> psycopg.Connection[Any]:
     import psycopg
 
     with explained(place.name):
-        connection = psycopg.connect(**place.parameters, client_encoding="utf8", autocommit=True)  # type: ignore[arg-type]
+        connection = psycopg.connect(**place.parameters, autocommit=True)  # type: ignore[arg-type]
     try:
         with explained(place.name):
             _check_server(connection, place.name)
@@ -158,6 +162,18 @@ def explained(name: str) -> Iterator[None]:
         away = state.startswith(_UNAVAILABLE)
         cure = _CURES.get(state, "try again when the server is back" if away else "see the server's log")
         raise (GalleryUnavailable if away else GalleryError)(f"{name}: {text}; {cure}") from error
+
+
+@contextmanager
+def patience(connection: psycopg.Connection[Any], lock_s: float) -> Iterator[None]:
+    """Let statements take an hour, and wait `lock_s` for a lock."""
+    change = "SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false)"
+    connection.execute(change, (f"{UPKEEP_S}s", f"{lock_s:g}s"))
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute(change, (f"{STATEMENT_S}s", f"{LOCK_S}s"))
 
 
 def _need_packages() -> None:

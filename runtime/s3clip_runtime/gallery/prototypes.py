@@ -19,8 +19,9 @@ from s3clip_runtime.gallery.halves import loses_small_numbers, widened
 from s3clip_runtime.gallery.records import Match
 from s3clip_runtime.inference.spec import PLATFORMS
 
-BLOCK = 1024
-"""Rows of a block: large enough for the threads of a product, small beside a gallery when it is widened."""
+BLOCK = 2048
+"""Rows of a block: so many that the threads of a product seldom wait for each other (with half of them a
+search took nearly twice as long on a busy machine), so few that one that is widened is little memory."""
 
 _PIECE = 64
 """Rows that are looked through together, and scored exactly together."""
@@ -150,7 +151,13 @@ class Prototypes:
         scores = np.empty((rows, len(queries)), np.float32)
         for low in range(0, rows, BLOCK):
             block = self._blocks[low // BLOCK][: rows - low]
-            np.matmul(widened(block, wide[: len(block)]), turned, out=scores[low : low + BLOCK])
+            single, out = widened(block, wide[: len(block)]), scores[low : low + BLOCK]
+            if len(queries) == 1:
+                # Row by row: the threads of a larger product would wait for each other, on a busy machine for
+                # milliseconds, and the work is too little for that.
+                np.matmul(single[:, None], turned, out=out[:, None])
+            else:
+                np.matmul(single, turned, out=out)
         scores[self._owners[:rows] == _NOBODY] = -np.inf
         return scores
 

@@ -38,7 +38,11 @@ class Recogniser:
         self.trouble = ""
         """Why the gallery's database cannot be used now; empty: it can."""
         self.unwritten = 0
-        """Looks that were decided by memory alone, and left nothing behind."""
+        """Final looks that were decided by memory alone, and left nothing behind."""
+        self.identities = gallery.identities
+        """People in the gallery, as of the last batch. Who asks here never waits for the database."""
+        self.open_set = gallery.open_set
+        """The calibration, as of the last batch; None: there is none."""
         self._remembered = Remembered()
 
     @property
@@ -47,39 +51,52 @@ class Recogniser:
         return self._remembered.tally
 
     def recognise(self, batch: Sequence[Seen]) -> list[Recognised]:
-        """One answer a look, in their order.
+        """One answer a look, in their order. There must be one at least.
 
         While the database cannot be read or written (full disk, server away), the answers are those of what
         is known, and nothing is written.
 
         Raises:
-            GalleryError: the gallery is damaged.
+            GalleryError: the gallery is damaged, or a vector is none of length 1; nothing was written.
             GalleryUnavailable: it is away and was searched by its server: nothing is known here.
         """
-        vectors = np.stack([seen.vector for seen in batch])
+        rules = self.rules  # one batch goes by one set
+        writes = rules.writes and any(seen.final for seen in batch)
+        vectors = self.gallery.checked(np.stack([seen.vector for seen in batch]))
         try:
-            found = self._by_database(batch, vectors)
+            if writes:
+                found = self._decided(batch, vectors, rules)
+            else:
+                self.gallery.refresh()
+                found = self._asked(batch, vectors, rules)
         except GalleryUnavailable as error:
             if not self.trouble:
                 _log.warning("%s; people are recognised by what is known, nothing is remembered", error)
             self.trouble = str(error)
-            self.unwritten += len(batch)
-            return self._asked(batch, vectors)
-        if self.trouble:
+            if rules.writes:
+                self.unwritten += sum(seen.final for seen in batch)
+            return self._asked(batch, vectors, rules)
+        finally:
+            self._note()
+        # That it can be read shows not that it can be written.
+        if self.trouble and (writes or not rules.writes):
             _log.warning("the gallery can be used again")
             self.trouble = ""
         return found
 
-    def _by_database(self, batch: Sequence[Seen], vectors: NDArray[np.float32]) -> list[Recognised]:
-        if not self.rules.writes or not any(seen.final for seen in batch):
-            self.gallery.refresh()
-            return self._asked(batch, vectors)
+    def _decided(self, batch: Sequence[Seen], vectors: NDArray[np.float32], rules: Rules) -> list[Recognised]:
         with self.gallery.deciding() as decisions:
             rows = decisions.memory.search(vectors, MATCHES)
-            deciding = Deciding(decisions.memory, decisions.book, self.rules, self._remembered)
-            return [deciding.decide(seen, row) for seen, row in zip(batch, rows, strict=True)]
+            remembered = self._remembered.copy()
+            deciding = Deciding(decisions.memory, decisions.book, rules, remembered)
+            found = [deciding.decide(seen, row) for seen, row in zip(batch, rows, strict=True)]
+        self._remembered = remembered  # only now it is written
+        return found
 
-    def _asked(self, batch: Sequence[Seen], vectors: NDArray[np.float32]) -> list[Recognised]:
+    def _asked(self, batch: Sequence[Seen], vectors: NDArray[np.float32], rules: Rules) -> list[Recognised]:
         with self.gallery.remembering() as memory:
             rows = memory.search(vectors, MATCHES)
-            return [answer(memory, self.rules, seen, row) for seen, row in zip(batch, rows, strict=True)]
+            return [answer(memory, rules, seen, row) for seen, row in zip(batch, rows, strict=True)]
+
+    def _note(self) -> None:
+        self.identities, self.open_set = self.gallery.identities, self.gallery.open_set

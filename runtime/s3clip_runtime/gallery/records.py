@@ -97,7 +97,7 @@ class Sighting:
         identity: id of the identity.
         track: names the person's track within the run; parts of a long track share it.
         clock: what `first_s` and `last_s` count. `told_s` is always Unix seconds.
-        score: cosine of the decision; None where the track alone decided.
+        score: cosine of the decision; None where the track alone decided, or the person was new.
     """
 
     identity: str

@@ -8,6 +8,7 @@ copies made by others, are out of reach.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,11 +20,15 @@ import numpy as np
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery.database import Dialect, Halves, statements
+from s3clip_runtime.gallery.upgrade import is_old, upgrade
 
 _APPLICATION_ID = 0x53334347  # "S3CG": tells our files from other SQLite files
 _BUSY_S = 10.0
 _PAGE_BYTES = 16384
 """Six vectors of 1280 numbers a page; SQLite's 4096 would hold one and waste a third of the file."""
+
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""SQLITE_ERROR is a table or a column that is not there."""
 
 _DIALECT = Dialect(key="INTEGER PRIMARY KEY AUTOINCREMENT", text="TEXT", blob="BLOB", vector="BLOB")
 
@@ -36,7 +41,7 @@ class SqliteDatabase:
 
     def __init__(self, path: Path | None) -> None:
         """Open the file, or make it with empty tables if there is none; None keeps all in memory."""
-        if path is not None and path.exists() and path.stat().st_size > 0:
+        if path is not None and _is_filled(path):
             _check_header(path)
         elif path is not None:
             _touch(path)
@@ -86,6 +91,9 @@ class SqliteDatabase:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """One state for all reads in it."""
+        if self._connection.in_transaction:  # nobody else can write: the transaction is one state
+            yield
+            return
         with self._spanning("BEGIN"):
             yield
 
@@ -132,21 +140,27 @@ class SqliteDatabase:
         connection = self._connection
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute("PRAGMA synchronous = EXTRA")  # a commit outlives a power cut in this journal mode
+        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # of an old file: from its next VACUUM on
         if not self._has_tables():
-            connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with self.transaction():
                 if not self._has_tables():  # another process may have been faster
                     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                     for statement in statements(_DIALECT):
                         connection.execute(statement)
-                connection.execute("COMMIT")
-            except BaseException:
-                self._roll_back()
-                raise
         faults = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if faults != "ok":
-            raise GalleryError(f"{self._name} is damaged ({faults}); restore it from a backup")
+            found = " ".join(str(faults).split())
+            raise GalleryError(f"{self._name} is damaged ({found}); restore it from a backup")
+        if is_old(connection):
+            self._upgrade()
+
+    def _upgrade(self) -> None:
+        with self.transaction():
+            if not is_old(self._connection):
+                return  # another process was faster
+            upgrade(self._connection, statements(_DIALECT), self._name)
+        with contextlib.suppress(GalleryUnavailable):  # it only gives space back; a full disk does not matter
+            self.scrub()
 
     def _has_tables(self) -> bool:
         return bool(self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
@@ -165,7 +179,8 @@ class SqliteDatabase:
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+            with self._explained():
+                self._connection.execute("ROLLBACK")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -174,9 +189,10 @@ class SqliteDatabase:
             yield
         except sqlite3.ProgrammingError:
             raise  # such as use after close: a bug, not a fault of the file
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind of error
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            # The low byte is the kind of error. Text that is no UTF-8, also in SQLite's message, has none.
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+            if code in _DAMAGE:
                 rule = f"{self._name}: {error}; the file is damaged; restore it from a backup"
                 raise GalleryError(rule) from error
             if code == sqlite3.SQLITE_BUSY:
@@ -184,6 +200,15 @@ class SqliteDatabase:
             else:
                 cure = "check the path, its permissions and the free space"
             raise GalleryUnavailable(f"{self._name}: {error}; {cure}") from error
+
+
+def _is_filled(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise GalleryError(f"gallery {path}: cannot be read ({error.strerror}); check the path") from error
 
 
 def _check_header(path: Path) -> None:

@@ -20,7 +20,7 @@ class Way:
     """How long a person needs from one camera to another, in seconds.
 
     Attributes:
-        min_s: faster is impossible.
+        min_s: faster is impossible; 0.0: one can be in view of both.
         max_s: whoever has not come by then is not looked for there; None: always.
     """
 
@@ -48,23 +48,30 @@ class Travel:
         """Whether a person with these sightings can be who was seen now.
 
         Times of different cameras are compared only where both count Unix seconds; times of videos only
-        within one video of one run. A look at a track that was sighted before is always possible.
+        within one video of one run. A look at a track that was sighted before is always possible. No way may
+        be too fast; too slow is told of the way from the last sighting alone.
         """
-        last: dict[str, Sighting] = {}
-        for one in sightings:
-            if (one.run, one.track) == (seen.run, seen.track):
-                continue
-            if one.camera == seen.camera and _comparable(one, seen) and _overlap_s(one, seen) > SAME_CAMERA_S:
-                return False
-            last[one.camera] = one
-        return all(self._in_time(one, seen) for one in last.values())
-
-    def _in_time(self, one: Sighting, seen: Seen) -> bool:
-        way = self.ways.get((one.camera, seen.camera))
-        if way is None or not _comparable(one, seen):
+        sightings = list(sightings)
+        if any((one.run, one.track) == (seen.run, seen.track) for one in sightings):
             return True
-        took_s = seen.first_s - one.last_s
-        return way.min_s <= took_s and (way.max_s is None or took_s <= way.max_s)
+        others = [one for one in sightings if _comparable(one, seen)]
+        if any(one.camera == seen.camera and _overlap_s(one, seen) > SAME_CAMERA_S for one in others):
+            return False
+        before = [one for one in others if one.first_s <= seen.first_s]
+        newest = max(before, key=lambda one: one.last_s, default=None)
+        return not any(self._too_fast(one, seen) for one in others) and not (
+            newest is not None and self._too_slow(newest, seen)
+        )
+
+    def _too_fast(self, one: Sighting, seen: Seen) -> bool:
+        # Final looks come when tracks end, so the one that is told later may have been there first.
+        first, then = (one, seen) if one.first_s <= seen.first_s else (seen, one)
+        way = self.ways.get((first.camera, then.camera), Way())
+        return max(then.first_s - first.last_s, 0.0) < way.min_s
+
+    def _too_slow(self, one: Sighting, seen: Seen) -> bool:
+        max_s = self.ways.get((one.camera, seen.camera), Way()).max_s
+        return max_s is not None and seen.first_s - one.last_s > max_s
 
 
 def _comparable(one: Sighting, seen: Seen) -> bool:

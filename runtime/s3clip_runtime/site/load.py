@@ -11,13 +11,16 @@ from s3clip_runtime.site.model import Site
 from s3clip_runtime.site.secrets import secret_parts, warn_if_exposed
 from s3clip_runtime.streams.reading.addresses import redact
 
-AT_START_ONLY = ("bundle", "gallery", "device", "target", "threads", "min_frames", "first_look_frames")
+AT_START_ONLY = (
+    "bundle", "gallery", "gallery_key_file", "device", "target", "threads", "min_frames", "first_look_frames",
+)  # fmt: skip
 """Settings that loaded networks, open stores and open tracklets hang on: they change by a restart."""
 
 _OUTPUTS_AT_START_ONLY = ("video",)
 """A video file cannot go on in another one."""
 
 _SECTIONS = ("page", "outputs", "cameras")
+_GALLERY = ("gallery", "gallery_url", "gallery_url_env", "gallery_url_file")
 
 
 def load_site(path: Path) -> Site:
@@ -86,7 +89,9 @@ def changes(old: Site, new: Site) -> Changes:
     after = {camera.name: camera for camera in new.cameras}
     kept = [name for name in after if name in before]
     same = [name for name in kept if after[name].does_the_same_as(before[name])]
-    plain = [key for key in Site.model_fields if key not in _SECTIONS and _differs(old, new, key)]
+    plain = [
+        key for key in Site.model_fields if key not in (*_SECTIONS, *_GALLERY) and _differs(old, new, key)
+    ]
     outputs = [key for key in type(new.outputs).model_fields if _differs(old.outputs, new.outputs, key)]
     return Changes(
         added=tuple(name for name in after if name not in before),
@@ -97,12 +102,17 @@ def changes(old: Site, new: Site) -> Changes:
         + tuple(f"outputs.{key}" for key in outputs if key not in _OUTPUTS_AT_START_ONLY),
         refused=tuple(key for key in plain if key in AT_START_ONLY)
         + tuple(f"outputs.{key}" for key in outputs if key in _OUTPUTS_AT_START_ONLY)
+        + _gallery(old, new)
         + _page(old, new),
     )
 
 
 def _differs(old: object, new: object, key: str) -> bool:
     return bool(getattr(old, key) != getattr(new, key))
+
+
+def _gallery(old: Site, new: Site) -> tuple[str, ...]:
+    return () if old.gallery_address == new.gallery_address else ("gallery",)
 
 
 def _page(old: Site, new: Site) -> tuple[str, ...]:
@@ -115,7 +125,7 @@ def _page(old: Site, new: Site) -> tuple[str, ...]:
 
 def _written_urls(site: Site) -> list[str]:
     """Addresses that stand in the site file itself."""
-    written = [camera.url for camera in site.cameras]
+    written = [site.gallery_url, *(camera.url for camera in site.cameras)]
     if site.outputs.webhook is not None:
         written.append(site.outputs.webhook.url)
     return [url.get_secret_value() for url in written if url is not None]
@@ -123,6 +133,11 @@ def _written_urls(site: Site) -> list[str]:
 
 def _shown(key: str, value: object) -> str | None:
     """A wrong value in a message: never an address or what stands in place of a variable's name."""
-    if key.startswith("url") or key.endswith(("_env", "_file")) or not isinstance(value, str | int | float):
+    if (
+        key.startswith("url")
+        or key.startswith("gallery")
+        or key.endswith(("_env", "_file"))
+        or not isinstance(value, str | int | float)
+    ):
         return None
     return repr(redact(value).partition("?")[0] if isinstance(value, str) else value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections import Counter
@@ -21,8 +20,11 @@ from pydantic import (
 )
 
 from s3clip_runtime.errors import ConfigError
+from s3clip_runtime.gallery.places import is_server
 from s3clip_runtime.inference.spec import PLATFORMS
+from s3clip_runtime.site.identities import IdentitySettings
 from s3clip_runtime.site.outputs import Outputs
+from s3clip_runtime.site.page import PageSettings
 from s3clip_runtime.site.secrets import read_secret, secret_parts
 from s3clip_runtime.site.section import SitePath, SiteSection, Variable, resolved, variable_name
 from s3clip_runtime.streams.reading.addresses import SourceSpec
@@ -31,42 +33,6 @@ NAME_RULE = "letters, digits, '_', '.' and '-', not dots alone"
 _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]+")  # not dots alone: names become names of files and folders
 
 Tracker = Literal["bytetrack", "botsort"]
-
-
-class PageSettings(SiteSection):
-    """The status page."""
-
-    listen: str = "127.0.0.1:8765"
-    """HOST:PORT; port 0 takes any free one. Other than loopback needs a token."""
-    token_env: Variable | None = None
-    token_file: SitePath | None = None
-    _token: SecretStr | None = PrivateAttr(None)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        host, _ = _host_and_port(self.listen)
-        self._token = self._secret("token")
-        if self._token is None and not _is_loopback(host):
-            raise ValueError(
-                f"listen: {host} is not loopback, so others reach the page; give token_file or token_env, "
-                "or listen on 127.0.0.1"
-            )
-        return self
-
-    @property
-    def host(self) -> str:
-        """Address to listen on, an IPv6 one without its brackets."""
-        return _host_and_port(self.listen)[0]
-
-    @property
-    def port(self) -> int:
-        """Port to listen on; 0 takes any free one."""
-        return _host_and_port(self.listen)[1]
-
-    @property
-    def token(self) -> SecretStr | None:
-        """What a request must bring; None: the page is local and open."""
-        return self._token
 
 
 class CameraSettings(SiteSection):
@@ -190,9 +156,15 @@ class Site(SiteSection):
     bundle: SitePath
     """Folder made by s3clip-export."""
     gallery: SitePath | None = None
-    """The known persons; without it nobody is named."""
+    """File of the known persons; without a gallery nobody is named."""
+    gallery_url: SecretStr | None = None
+    """The same on a PostgreSQL server, for several boxes: postgresql://USER:PASSWORD@HOST/DATABASE."""
+    gallery_url_env: Variable | None = None
+    gallery_url_file: SitePath | None = None
+    gallery_key_file: SitePath | None = None
+    """Key of a gallery that is encrypted."""
     threshold: float | None = Field(default=None, ge=-1, le=1)
-    """Cosine from which a match counts; None: the uncalibrated default."""
+    """Cosine from which a match counts; None: as the gallery is calibrated."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     target: str | None = None
     """Which graphs of the bundle, such as `onnx-fp32`; None: chosen by the device."""
@@ -210,16 +182,30 @@ class Site(SiteSection):
     """Put the embedding into events. It is biometric data."""
     explain: bool = False
     """Put the chosen frames and their qualities into events."""
+    identities: IdentitySettings | None = None
+    """What a run may remember; None: nothing."""
     page: PageSettings | None = None
     outputs: Outputs = Outputs()
     cameras: Annotated[tuple[CameraSettings, ...], AfterValidator(_cameras_differ)]
+    _gallery_server: SecretStr | None = PrivateAttr(None)
+
+    @field_validator("gallery", mode="before")
+    @classmethod
+    def _gallery_is_a_file(cls, gallery: object) -> object:
+        if isinstance(gallery, str | Path) and "://" in str(gallery):
+            raise ValueError(
+                "is the path of a file; an address belongs into gallery_url_file or gallery_url_env"
+            )
+        return gallery
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.threshold is not None and self.gallery is None:
-            raise ValueError(
-                "threshold: needs a gallery, without one nobody is matched; name one or leave it out"
-            )
+        self._gallery_server = self._server()
+        for key in ("threshold", "gallery_key_file", "identities"):
+            if getattr(self, key) is not None and self.gallery_address is None:
+                raise ValueError(
+                    f"{key}: needs a gallery, without one nobody is matched; name one or leave it out"
+                )
         if self.first_look_frames < self.min_frames:
             raise ValueError(
                 f"first_look_frames: {self.first_look_frames} is less than min_frames {self.min_frames}: "
@@ -227,9 +213,30 @@ class Site(SiteSection):
             )
         return self
 
+    @property
+    def gallery_address(self) -> str | Path | None:
+        """Path of the gallery's file, or the address of its server with the password."""
+        return self.gallery if self._gallery_server is None else self._gallery_server.get_secret_value()
+
+    def _server(self) -> SecretStr | None:
+        url = self._secret("gallery_url")
+        if url is None:
+            return None
+        if self.gallery is not None:
+            raise ValueError(
+                "gallery: a file and a server are given; there is one gallery, leave one of them out"
+            )
+        if not is_server(url.get_secret_value()):
+            raise ValueError(
+                "gallery_url: not the address of a server; write postgresql://USER:PASSWORD@HOST/DATABASE"
+            )
+        return url
+
     def secrets(self) -> frozenset[str]:
         """All words of the site that must never be shown; for `cli.log`."""
         words = set(self.outputs.secrets())
+        if self._gallery_server is not None:
+            words |= secret_parts(self._gallery_server.get_secret_value())
         for camera in self.cameras:
             words |= camera.secrets()
         if self.page is not None and self.page.token is not None:
@@ -260,17 +267,3 @@ def _box_token(detector: str) -> SecretStr | None:
         return read_secret("token", None, None, Path(name)) if way == "token_file" else None
     except ConfigError as error:
         raise ValueError(f"detector: {error}") from None
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[^\[\]:/\s]+):(\d{1,5})", text)
-    if match is None or int(match[2]) > 65535:
-        raise ValueError("listen: not HOST:PORT with a port of 0 to 65535, like 127.0.0.1:8765 or [::1]:8765")
-    return match[1].strip("[]"), int(match[2])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

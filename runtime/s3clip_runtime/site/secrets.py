@@ -86,13 +86,21 @@ def secret_parts(address: str) -> frozenset[str]:
     return frozenset(parts)
 
 
-def warn_on_command_line(name: str, address: str) -> None:
-    """Warn when the address of a camera that was typed on the command line holds a password."""
+def warn_on_command_line(what: str, address: str, key: str = "url") -> None:
+    """Warn when an address that was typed on the command line holds a password.
+
+    Args:
+        what: whose address, such as `camera gate`.
+        address: as typed.
+        key: its setting in the site file.
+    """
     if secret_parts(address):
         _log.warning(
-            "camera %s: its password stands on the command line, where every user of this machine sees it "
-            "(ps); use --site with url_env or url_file",
-            name,
+            "%s: its password stands on the command line, where every user of this machine sees it "
+            "(ps); use --site with %s_env or %s_file",
+            what,
+            key,
+            key,
         )
 
 

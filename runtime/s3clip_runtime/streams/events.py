@@ -21,14 +21,11 @@ from s3clip_runtime.streams.frames import Clock
 from s3clip_runtime.streams.looks import Chosen, Look, Reason, Stage, Tracklet
 
 if TYPE_CHECKING:
-    from s3clip_runtime.gallery.prototypes import Match
-    from s3clip_runtime.gallery.store import Decision
+    from s3clip_runtime.gallery.deciding import Recognised
+    from s3clip_runtime.gallery.records import Kind, Match
 
-SCHEMA = "s3clip.sighting/2"
+SCHEMA = "s3clip.sighting/3"
 """Name and version of the event's fields. A removed or redefined field raises the number."""
-
-UNCALIBRATED_THRESHOLD = 0.6
-"""Cosine at which a match counts when the user names none. NOT calibrated: it depends on model and scene."""
 
 STEPS = ("decode", "detect", "track", "wait", "enhance", "embed", "match")
 """The steps of a look, in order; `latency_ms` has one number a step, and their sum as `total`."""
@@ -38,8 +35,11 @@ Enhancement = Literal["used", "hr", "switch", "budget", "off"]
 switch point; the latency budget was missed; the user turned it off."""
 
 
-Verdict = Literal["match", "unknown", "no_gallery", "not_embedded"]
-"""What is known of the person. not_embedded: there was no time to look closer."""
+Unasked = Literal["no_gallery", "not_matched", "not_embedded"]
+"""Why the gallery said nothing: there is none; it could not be asked; there was no time to look closer."""
+
+Verdict = Literal["match", "unknown", "uncalibrated", Unasked]
+"""What is known of the person. match: somebody whom people named. uncalibrated: no threshold tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +95,24 @@ class SightingEvent:
     enhancement: Enhancement
     decision: Verdict
     identity: str | None
+    person: Kind | None
+    nearest: str | None
     score: float | None
     threshold: float | None
+    probability: float | None
     runner_up: RunnerUp | None
     latency_ms: dict[str, float]
     bundle: str
     embedding_space: str
     chosen: list[ChosenFrame] | None
     embedding: list[float] | None
+
+    @property
+    def verdict(self) -> str:
+        """Who it is in few words, for pictures, such as `anna 0.83`; empty if the gallery said nothing."""
+        if self.score is None:
+            return ""
+        return f"{self.identity or self.decision} {self.score:.2f}"
 
     def line(self) -> str:
         """The event as one JSON object without line breaks.
@@ -132,7 +142,6 @@ class EventMaker:
         run_id: from `new_run_id`.
         bundle: name of the bundle's folder.
         embedding_space: hash that the bundle's manifest gives.
-        threshold: cosine from which a match counts; None without a gallery.
         with_embedding: put the embedding into the event.
         explain: put the chosen frames and their qualities into the event.
     """
@@ -142,22 +151,19 @@ class EventMaker:
         run_id: str,
         bundle: str,
         embedding_space: str,
-        threshold: float | None,
         *,
         with_embedding: bool,
         explain: bool = False,
     ) -> None:
         self.run_id = run_id
-        self.threshold = threshold
         self._bundle = bundle
         self._space = embedding_space
         self._with_embedding = with_embedding
         self._explain = explain
         self._made = 0
 
-    def change(self, threshold: float | None, *, with_embedding: bool, explain: bool) -> None:
+    def change(self, *, with_embedding: bool, explain: bool) -> None:
         """Other settings from the next event on."""
-        self.threshold = threshold
         self._with_embedding = with_embedding
         self._explain = explain
 
@@ -166,7 +172,7 @@ class EventMaker:
         look: Look,
         enhancement: Enhancement,
         embedding: NDArray[np.float32] | None,
-        decision: Decision | None,
+        found: Recognised | Unasked,
         latency_ms: Mapping[str, float],
         *,
         now_unix_s: float,
@@ -177,7 +183,7 @@ class EventMaker:
             look: what was embedded.
             enhancement: why the super-resolver was used or not.
             embedding: float32 (D,), finite; None when there was no time to make it.
-            decision: of the gallery; None when there is no gallery or no embedding.
+            found: by the gallery, or why it said nothing.
             latency_ms: milliseconds of each of `STEPS`.
             now_unix_s: Unix time of writing.
         """
@@ -210,10 +216,13 @@ class EventMaker:
             resolution="hr" if look.clip.hr else "lr",
             enhanced=enhancement == "used",
             enhancement=enhancement,
-            decision="not_embedded" if embedding is None else "no_gallery",
+            decision=found if isinstance(found, str) else _decision(found),
             identity=None,
+            person=None,
+            nearest=None,
             score=None,
             threshold=None,
+            probability=None,
             runner_up=None,
             latency_ms=_with_total(latency_ms),
             bundle=self._bundle,
@@ -221,18 +230,29 @@ class EventMaker:
             chosen=[_chosen(tracklet, one) for one in look.chosen] if self._explain else None,
             embedding=None if embedding is None or not self._with_embedding else embedding.tolist(),
         )
-        return event if decision is None else self._decided(event, decision)
+        return event if isinstance(found, str) else _with_person(event, found)
 
-    def _decided(self, event: SightingEvent, decision: Decision) -> SightingEvent:
-        second = decision.runner_up
-        return replace(
-            event,
-            decision="unknown" if decision.identity is None else "match",
-            identity=decision.identity,
-            score=round(decision.score, 4),
-            threshold=self.threshold,
-            runner_up=None if second is None else RunnerUp(second.identity, round(second.score, 4)),
-        )
+
+def _decision(found: Recognised) -> Verdict:
+    """Unknown people with an id are unknown still: a match is somebody whom people named."""
+    if found.identity is not None:
+        return "match" if found.identity.kind == "known" else "unknown"
+    return "uncalibrated" if found.decision.verdict == "uncalibrated" else "unknown"
+
+
+def _with_person(event: SightingEvent, found: Recognised) -> SightingEvent:
+    decision, who = found.decision, found.identity
+    second = decision.runner_up
+    return replace(
+        event,
+        identity=None if who is None else who.name,
+        person=None if who is None else who.kind,
+        nearest=decision.nearest,
+        score=round(decision.score, 4),
+        threshold=None if decision.threshold is None else round(decision.threshold, 4),
+        probability=None if decision.probability is None else round(decision.probability, 4),
+        runner_up=None if second is None else RunnerUp(second.identity, round(second.score, 4)),
+    )
 
 
 def _with_total(latency_ms: Mapping[str, float]) -> dict[str, float]:

@@ -154,6 +154,33 @@ class OutputStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class GalleryStatus:
+    """How the gallery of a run is doing.
+
+    Attributes:
+        identities: people in it, unknown ones too.
+        calibration: name of the data that its thresholds are measured on; empty: it is uncalibrated.
+        calibrated_unix_s: Unix time of that measurement.
+        threshold: the operator's own, which goes before all calibrated ones.
+        met: unknown people who got an id.
+        grown: views that were added to known people.
+        vetoed: matches that time forbade.
+        unwritten: looks that were decided by memory alone and left nothing behind.
+        trouble: why its database cannot be used now; empty when all is well.
+    """
+
+    identities: int
+    calibration: str = ""
+    calibrated_unix_s: float | None = None
+    threshold: float | None = None
+    met: int = 0
+    grown: int = 0
+    vetoed: int = 0
+    unwritten: int = 0
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RunStatus:
     """How a run is doing.
 
@@ -168,7 +195,7 @@ class RunStatus:
         enhance_reason: why it is on or off.
         latency_ms: step (decode, detect, track, wait, enhance, embed, match, total) to its quantiles.
         outputs: one an output.
-        identities: in the gallery; None without one.
+        gallery: None without one.
     """
 
     run_id: str
@@ -183,4 +210,4 @@ class RunStatus:
     enhance_reason: str = ""
     latency_ms: Mapping[str, Quantiles] = field(default_factory=dict)
     outputs: tuple[OutputStatus, ...] = ()
-    identities: int | None = None
+    gallery: GalleryStatus | None = None

@@ -120,14 +120,16 @@ def index(place: Place, bundle: Path, drop: bool) -> None:
         )
     with needs_extra("postgres"):
         from s3clip_runtime.gallery.postgres import PostgresDatabase
+        from s3clip_runtime.gallery.postgres_search import ServerSearch
     space = space_of(Bundle.open(bundle))
     with place.open() as gallery:
         database = gallery.database
         assert isinstance(database, PostgresDatabase)  # by its address
         if space not in [one for one, _ in gallery.info().spaces]:
             raise GalleryError(f"{database.name} holds no embeddings of space {space.hash}; see `info`")
+        search = ServerSearch(database)
         if drop:
-            database.drop_index(space.hash)
+            search.drop_index(space.hash)
         else:
-            database.make_index(space.hash, space.dim)
+            search.make_index(space.hash, space.dim)
     click.echo(f"{'dropped' if drop else 'built'} the index of space {space.hash}")

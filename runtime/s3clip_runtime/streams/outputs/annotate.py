@@ -24,9 +24,7 @@ _Corners = tuple[float, float, float, float]
 
 def label_text(event: SightingEvent) -> str:
     """What is written above a box, e.g. `#3 person-0007 0.83`, `#3 unknown 0.41` or `#3`."""
-    if event.decision == "no_gallery":
-        return f"#{event.track}"
-    return f"#{event.track} {event.identity or 'unknown'} {event.score:.2f}"
+    return f"#{event.track} {event.verdict}".rstrip()
 
 
 class FileAnnotator:

@@ -101,7 +101,7 @@ class ContactSheet:
                 if event.clock == "stream"
                 else f"{event.first_time}, {event.frames} frames",
                 f"{event.height_px:.0f} px high, {event.resolution.upper()}",
-                event.decision if event.identity is None else f"is {event.identity}",
+                event.decision.replace("_", " ") if event.identity is None else f"is {event.identity}",
             ),
             crops=clip.crops,
             enhanced=sighting.pictures,

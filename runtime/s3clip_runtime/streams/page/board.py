@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from s3clip_runtime.gallery.prototypes import Match
+from s3clip_runtime.gallery.records import Match
 from s3clip_runtime.streams.events import Sighting, SightingEvent
 from s3clip_runtime.streams.frames import Frame, Observation
 from s3clip_runtime.streams.page.pictures import Picture, frame_jpeg, strip_jpeg, thumbnail
@@ -182,10 +182,4 @@ class Board:
     def _names(self, camera: str) -> dict[int, str]:
         """What the newest look says about each track, as far as it is kept."""
         events = [seen.event for seen in self._seen.values() if seen.event.camera == camera]
-        return {event.track: _verdict(event) for event in events}
-
-
-def _verdict(event: SightingEvent) -> str:
-    if event.decision == "no_gallery" or event.score is None:
-        return ""
-    return f"{event.identity or 'unknown'} {event.score:.2f}"
+        return {event.track: event.verdict for event in events}

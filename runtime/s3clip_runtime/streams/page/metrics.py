@@ -14,6 +14,7 @@ from s3clip_runtime.streams.looks import Stage
 from s3clip_runtime.streams.status import (
     CameraStatus,
     DropCause,
+    GalleryStatus,
     OutputStatus,
     PictureFault,
     Quantiles,
@@ -69,6 +70,23 @@ _GAUGES: Final[tuple[tuple[str, str, Number], ...]] = (
     ("open_tracks", "Tracklets that grow now.", lambda one: one.tracks_open),
     ("failed", "1 if the camera ended for good with an error.", lambda one: float(one.error is not None)),
 )
+_GALLERY_GAUGES: Final[tuple[tuple[str, str, Callable[[GalleryStatus], float | None]], ...]] = (
+    ("identities", "People in the gallery, unknown ones too.", lambda one: one.identities),
+    ("gallery_calibrated", "1 if its thresholds are calibrated.", lambda one: float(bool(one.calibration))),
+    (
+        "gallery_calibration_time_seconds",
+        "Unix time of the measurement of its thresholds.",
+        lambda one: one.calibrated_unix_s,
+    ),
+    ("gallery_threshold", "The operator's own threshold, if there is one.", lambda one: one.threshold),
+    ("gallery_trouble", "1 while it cannot be read or written.", lambda one: float(bool(one.trouble))),
+)
+_GALLERY_COUNTERS: Final[tuple[tuple[str, str, Callable[[GalleryStatus], int]], ...]] = (
+    ("unknown_people_met", "Unknown people who got an id.", lambda one: one.met),
+    ("views_grown", "Views that were added to known people.", lambda one: one.grown),
+    ("matches_vetoed", "Matches that time forbade.", lambda one: one.vetoed),
+    ("looks_unwritten", "Looks that left nothing in the gallery, in trouble.", lambda one: one.unwritten),
+)
 
 
 class StatusCollector(Collector):
@@ -85,6 +103,7 @@ class StatusCollector(Collector):
         """All families, in the order of the page. Numbers that are not known or not finite are left out."""
         status = self._status()
         yield from _run(status)
+        yield from _gallery(status.gallery)
         yield from _cameras(status.cameras)
         yield from _pictures_and_drops(status.cameras)
         yield from _latency(status.latency_ms.items())
@@ -106,13 +125,22 @@ def _run(status: RunStatus) -> Iterator[Metric]:
     yield _gauge("s3clip_queue_looks", "Looks that wait for the embedder.", status.queue)
     yield _gauge("s3clip_queue_limit_looks", "As many looks may wait.", status.queue_limit)
     yield _gauge("s3clip_enhancing", "1 while super-resolution is on.", float(status.enhancing))
-    yield _gauge("s3clip_identities", "Identities in the gallery.", status.identities)
     shed = CounterMetricFamily(
         "s3clip_shed_looks", "Looks left out under pressure, by stage.", labels=["look"]
     )
     for stage in get_args(Stage):
         shed.add_metric([stage], status.shed.get(stage, 0))
     yield shed
+
+
+def _gallery(gallery: GalleryStatus | None) -> Iterator[Metric]:
+    """Without a gallery no series; without a calibration, no date of it."""
+    for name, meaning, gauge in _GALLERY_GAUGES:
+        yield _gauge(f"s3clip_{name}", meaning, None if gallery is None else gauge(gallery))
+    for name, meaning, count in _GALLERY_COUNTERS:
+        counter = CounterMetricFamily(f"s3clip_{name}", meaning, labels=[])
+        _fill(counter, [([], None if gallery is None else count(gallery))])
+        yield counter
 
 
 def _cameras(cameras: Sequence[CameraStatus]) -> Iterator[Metric]:

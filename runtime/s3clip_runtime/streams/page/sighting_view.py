@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from s3clip_runtime.gallery.prototypes import Match
+from s3clip_runtime.gallery.records import Match
 from s3clip_runtime.streams.events import Enhancement, SightingEvent, Verdict
 from s3clip_runtime.streams.looks import Reason
 from s3clip_runtime.streams.page.board import Seen
@@ -29,7 +29,9 @@ _REASONS: dict[Reason, str] = {
 _NO_MATCHES: dict[Verdict, str] = {
     "match": "its matches are not kept",
     "unknown": "the gallery is empty",
+    "uncalibrated": "the gallery is uncalibrated",
     "no_gallery": "no gallery",
+    "not_matched": "the gallery could not be asked",
     "not_embedded": "the program was stopped before there was time to embed it",
 }
 
@@ -46,7 +48,7 @@ def sighting_row(seen: Seen) -> Html:
         else tag("p", _ENHANCEMENTS[event.enhancement], "placeholder"),
         css=event.decision,
         decision=event.decision.replace("_", " "),
-        name=event.identity or "",
+        name=_name(event),
         camera=event.camera,
         track=event.track,
         when=_when(event),
@@ -74,12 +76,24 @@ def _when(event: SightingEvent) -> str:
     return f"{event.first_time[:10]} {event.first_time[11:19]} to {event.last_time[11:19]} UTC"
 
 
+def _name(event: SightingEvent) -> str:
+    if event.identity is None:
+        return ""
+    return f"{event.identity} (candidate)" if event.person == "candidate" else event.identity
+
+
 def _matches(event: SightingEvent, matches: tuple[Match, ...]) -> Html:
     if not matches:
         return tag("p", _NO_MATCHES[event.decision], "placeholder")
     bars = join(_bar(match, event.threshold, match.identity == event.identity) for match in matches)
-    threshold = "" if event.threshold is None else f"threshold {number(event.threshold, 2)}"
-    return join((tag("ol", bars, "matches"), tag("p", threshold, "threshold")))
+    return join((tag("ol", bars, "matches"), tag("p", _threshold(event), "threshold")))
+
+
+def _threshold(event: SightingEvent) -> str:
+    if event.threshold is None:
+        return "no threshold: the gallery is uncalibrated"
+    chance = "" if event.probability is None else f", right with probability {number(event.probability, 2)}"
+    return f"threshold {number(event.threshold, 2)}{chance}"
 
 
 def _bar(match: Match, threshold: float | None, chosen: bool) -> Html:

@@ -12,7 +12,7 @@ from s3clip_runtime.streams.page.health import troubles
 from s3clip_runtime.streams.page.markup import Html, fill, join, tag
 from s3clip_runtime.streams.page.sighting_view import sighting_row
 from s3clip_runtime.streams.page.wording import duration, moment, number
-from s3clip_runtime.streams.status import OutputStatus, Quantiles, RunStatus
+from s3clip_runtime.streams.status import GalleryStatus, OutputStatus, Quantiles, RunStatus
 
 FIRST_SIGHTINGS = 12
 """Sightings on the page before `?sightings=all`: a browser without scripts loads their pictures every 5 s."""
@@ -59,9 +59,29 @@ def _facts(status: RunStatus, now: float) -> Html:
         ("up", duration(now - status.started_unix_s), f"since {moment(status.started_unix_s)} UTC"),
         ("queue", f"{status.queue} of {status.queue_limit}", f"shed: {shed}" if shed else "nothing shed"),
         ("super-resolution", tag("span", enhancing, f"switch {enhancing}"), status.enhance_reason),
-        ("gallery", "none" if status.identities is None else f"{status.identities:,} identities", ""),
+        ("gallery", *_gallery(status.gallery)),
     )
     return join(fill("fact.html", name=name, value=value, note=note) for name, value, note in facts)
+
+
+def _gallery(gallery: GalleryStatus | None) -> tuple[str, str]:
+    """How many people, and in the note what their thresholds are and what the run did."""
+    if gallery is None:
+        return "none", ""
+    if gallery.threshold is not None:
+        notes = [f"threshold {number(gallery.threshold, 2)} as set"]
+    elif gallery.calibrated_unix_s is not None:
+        notes = [f"calibrated on {gallery.calibration}, {moment(gallery.calibrated_unix_s)} UTC"]
+    else:
+        notes = ["uncalibrated: nobody is named"]
+    counts = {
+        "unknown people met": gallery.met,
+        "views grown": gallery.grown,
+        "matches vetoed by time": gallery.vetoed,
+        "looks not written": gallery.unwritten,
+    }
+    notes += [f"{count:,} {what}" for what, count in counts.items() if count]
+    return f"{gallery.identities:,} identities", "; ".join(notes)
 
 
 def _more(shown: int, kept: int, all_sightings: bool) -> Html:

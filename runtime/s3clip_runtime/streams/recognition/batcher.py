@@ -8,12 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from s3clip_runtime.gallery.store import Gallery, decide
+from s3clip_runtime.errors import GalleryUnavailable
+from s3clip_runtime.gallery.clips import pack
+from s3clip_runtime.gallery.deciding import Recognised
+from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.records import Seen
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedded
-from s3clip_runtime.inference.spec import BATCH_PROFILE
-from s3clip_runtime.streams.events import Enhancement, EventMaker, Sighting
+from s3clip_runtime.inference.spec import BATCH_PROFILE, PLATFORMS
+from s3clip_runtime.streams.events import Enhancement, EventMaker, Sighting, Unasked
 from s3clip_runtime.streams.looks import Look
 from s3clip_runtime.streams.recognition.budget import EnhanceBudget
 from s3clip_runtime.streams.recognition.latency import LatencyBook
@@ -52,8 +57,8 @@ class Batcher:
 
     Args:
         embedder: used by this thread alone until `finish` has returned.
-        gallery: None leaves the decision out.
-        maker: makes the events; its threshold decides, None without a gallery.
+        recogniser: used by this thread alone; None leaves the decision out.
+        maker: makes the events.
         deliver: gets each sighting, called by the batcher's thread.
         enhances: whether an LR clip of this median height in pixels is to be super-resolved: the bundle's
             switch point. None turns super-resolution off.
@@ -64,7 +69,7 @@ class Batcher:
     def __init__(
         self,
         embedder: LookEmbedder,
-        gallery: Gallery | None,
+        recogniser: Recogniser | None,
         maker: EventMaker,
         deliver: Callable[[Sighting], None],
         *,
@@ -73,7 +78,7 @@ class Batcher:
         pictures: bool = False,
     ) -> None:
         self._embedder = embedder
-        self._gallery = gallery
+        self._recogniser = recogniser
         self._maker = maker
         self._deliver = deliver
         self._enhances = enhances
@@ -164,7 +169,7 @@ class Batcher:
             [look.clip for look in looks], enhance=[one == "used" for one in why], pictures=self._pictures
         )
         searched_s = time.monotonic()
-        matches = None if self._gallery is None else self._gallery.search(found.vectors, MATCHES_KEPT)
+        people = self._people(looks, found.vectors)
         ended_s = time.monotonic()
         # A moving mean over some ten batches: one slow batch does not shrink the next ones to single looks.
         each_s = (ended_s - started_s) / len(batch)
@@ -179,13 +184,22 @@ class Batcher:
             self.latency.add(steps_ms)
             if look.live:
                 self.budget.record(1000 * (ended_s - one.since_s), found.enhance_ms)
-            mine = () if matches is None else tuple(matches[row])
-            threshold = self._maker.threshold
-            decision = None if matches is None or threshold is None else decide(matches[row], threshold)
-            event = self._maker.make(
-                look, why[row], found.vectors[row], decision, steps_ms, now_unix_s=time.time()
+            who, vector = people[row], found.vectors[row]
+            event = self._maker.make(look, why[row], vector, who, steps_ms, now_unix_s=time.time())
+            matches = () if isinstance(who, str) else who.matches[:MATCHES_KEPT]
+            self._deliver(Sighting(event, look.clip, vector, matches, found.pictures[row]))
+
+    def _people(self, looks: Sequence[Look], vectors: NDArray[np.float32]) -> Sequence[Recognised | Unasked]:
+        """Who is who, one a look; a gallery that is away for a while does not end the run."""
+        if self._recogniser is None:
+            return ["no_gallery"] * len(looks)
+        run = self._maker.run_id
+        try:
+            return self._recogniser.recognise(
+                [seen_of(look, vector, run) for look, vector in zip(looks, vectors, strict=True)]
             )
-            self._deliver(Sighting(event, look.clip, found.vectors[row], mine, found.pictures[row]))
+        except GalleryUnavailable:  # the recogniser keeps the reason for the status
+            return ["not_matched"] * len(looks)
 
     def _enhancement(self, look: Look) -> Enhancement:
         if look.clip.hr:
@@ -200,8 +214,28 @@ class Batcher:
         for one in batch:
             waited_ms = 1000 * (time.monotonic() - one.since_s)
             steps_ms = _before(one.look, waited_ms) | {"enhance": 0.0, "embed": 0.0, "match": 0.0}
-            event = self._maker.make(one.look, "off", None, None, steps_ms, now_unix_s=time.time())
+            event = self._maker.make(one.look, "off", None, "not_embedded", steps_ms, now_unix_s=time.time())
             self._deliver(Sighting(event, one.look.clip, None, ()))
+
+
+def seen_of(look: Look, vector: NDArray[np.float32], run: str) -> Seen:
+    """The look as the gallery takes it; its crops are packed only if they are kept."""
+    tracklet, clip = look.tracklet, look.clip
+    return Seen(
+        vector=vector,
+        camera=tracklet.camera,
+        platform=PLATFORMS[tracklet.platform],
+        height_px=clip.height_px,
+        quality=float(np.mean([tracklet.qualities[one.position].value for one in look.chosen])),
+        run=run,
+        tracklet=tracklet.key,
+        track=f"{tracklet.camera}/{tracklet.epoch}/{tracklet.track}",
+        clock=tracklet.clock,
+        first_s=tracklet.start_s,
+        last_s=tracklet.end_s,
+        final=look.stage == "final",
+        pictures=lambda: (pack(clip.crops), clip.hr),
+    )
 
 
 def _before(look: Look, waited_ms: float) -> dict[str, float]:

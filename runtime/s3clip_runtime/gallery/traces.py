@@ -1,0 +1,84 @@
+"""Whether erased values are really gone: a search for pieces of them in the bytes of a database's files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from s3clip_runtime.errors import GalleryError
+from s3clip_runtime.gallery.book import Book
+from s3clip_runtime.gallery.database import Database
+from s3clip_runtime.gallery.forget import Chosen
+
+_PIECE_BYTES = 16
+_PIECES = 8
+"""Pieces of each erased value that are searched for: a page may hold a part of it."""
+
+_CHUNK_BYTES = 16 * 2**20
+_ROWS = 1000
+
+_VALUES = {"prototype": ("vector", "sealed"), "clip": ("pictures",)}
+
+
+def traces(book: Book, chosen: Chosen) -> set[bytes]:
+    """Pieces of the vectors and pictures that were chosen, before they are removed; none of a server's."""
+    found: set[bytes] = set()
+    if not book.database.files():
+        return found
+    for table, columns in _VALUES.items():
+        query = f"SELECT {', '.join(columns)} FROM {table} WHERE id = ?"
+        for id in chosen.rows.get(table, ()):
+            for value in book.database.rows(query, id)[0]:
+                if isinstance(value, bytes):
+                    found |= _pieces(value)
+    return found
+
+
+def still_there(database: Database, wanted: set[bytes]) -> int:
+    """How many of these pieces the files of a database hold, other than in rows that stay.
+
+    The same picture may have been enrolled for somebody else, who stays.
+
+    Raises:
+        GalleryError: a file cannot be searched.
+    """
+    found: set[bytes] = set()
+    for path in database.files():
+        found |= _found(path, wanted - found)
+    if not found:
+        return 0
+    for value in _kept(database):
+        found = {piece for piece in found if piece not in value}
+    return len(found)
+
+
+def _pieces(value: bytes) -> set[bytes]:
+    step = max(len(value) // _PIECES, _PIECE_BYTES)
+    pieces = {value[at : at + _PIECE_BYTES] for at in range(0, len(value) - _PIECE_BYTES + 1, step)}
+    return {piece for piece in pieces if len(set(piece)) > _PIECE_BYTES // 2}  # zeros stand everywhere
+
+
+def _kept(database: Database) -> Iterator[bytes]:
+    for table, columns in _VALUES.items():
+        query = f"SELECT id, {', '.join(columns)} FROM {table} WHERE id > ? ORDER BY id LIMIT ?"
+        rows = database.rows(query, 0, _ROWS)
+        while rows:
+            yield from (value for row in rows for value in row[1:] if isinstance(value, bytes))
+            rows = database.rows(query, rows[-1][0], _ROWS)
+
+
+def _found(path: Path, wanted: set[bytes]) -> set[bytes]:
+    found: set[bytes] = set()
+    try:
+        with path.open("rb") as file:
+            before = b""
+            while data := file.read(_CHUNK_BYTES):
+                window = before + data
+                found |= {piece for piece in wanted - found if piece in window}
+                before = window[-_PIECE_BYTES:]
+    except FileNotFoundError:
+        pass  # a journal that is gone by now
+    except OSError as error:
+        raise GalleryError(f"{path} cannot be searched ({os.strerror(error.errno or 0)})") from error
+    return found
