@@ -195,9 +195,9 @@ def test_the_explanation_in_the_event_is_the_choice_of_the_best() -> None:
         other = see(2, x + rng.uniform(5, 30), y, min(x + 50, 100), 90)
         build.add(frame(index / 10, textured(100, 100, index)), [person, other], 0)
     look = build.finish("end")[0]
-    maker = EventMaker("run", "bundle", "space", None, with_embedding=False, explain=True)
+    maker = EventMaker("run", "bundle", "space", with_embedding=False, explain=True)
     steps = dict.fromkeys(("decode", "detect", "track", "wait", "enhance", "embed", "match"), 0.0)
-    event = maker.make(look, "off", np.zeros(4, np.float32), None, steps, now_unix_s=0.0)
+    event = maker.make(look, "off", np.zeros(4, np.float32), "no_gallery", steps, now_unix_s=0.0)
     assert event.chosen is not None
     tracklet = look.tracklet
     choice = brute_force_choice([quality.value for quality in tracklet.qualities])
