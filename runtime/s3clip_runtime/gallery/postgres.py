@@ -166,11 +166,6 @@ class PostgresDatabase:
                 self.rows(query, table, key)
 
     @property
-    def inside(self) -> bool:
-        """A transaction or snapshot is open."""
-        return self._inside
-
-    @property
     def scrubbing(self) -> str:
         """Of PostgreSQL."""
         return "the tables were written anew without the erased rows (VACUUM FULL)"

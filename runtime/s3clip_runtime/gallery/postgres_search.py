@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ class ServerSearch:
             GalleryError: the gallery is encrypted, or its vectors have another length.
             GalleryUnavailable: see `database.Database`.
         """
-        with nullcontext() if self._database.inside else self._database.snapshot():
+        with self._database.snapshot():
             stored = self._database.rows("SELECT vector FROM prototype WHERE space = ? LIMIT 1", space)
             if not stored:
                 return [[] for _ in queries]
