@@ -237,7 +237,7 @@ def test_a_made_up_gallery_has_its_people_and_finds_them() -> None:
         assert gallery.identities == 3
         best = gallery.search(unit_vectors(25, 16, seed=0)[11:12], 1)[0][0]
     assert best.identity == "person-10"
-    assert best.score == pytest.approx(1, abs=1e-5)
+    assert best.score == pytest.approx(1, abs=5e-4)  # galleries keep float16
 
 
 def test_a_larger_gallery_takes_longer() -> None:

@@ -15,7 +15,8 @@ from made_sightings import MATCH, UNKNOWN, ids, recognised, sightings, wait_for,
 from PIL import Image
 
 from s3clip_runtime.errors import ConfigError, SinkError
-from s3clip_runtime.streams.events import Sighting
+from s3clip_runtime.gallery.deciding import Recognised
+from s3clip_runtime.streams.events import Sighting, Unasked
 from s3clip_runtime.streams.outputs.crops import CropFolder, Which, strip
 
 
@@ -66,9 +67,10 @@ def test_file_is_named_and_close_to_the_picture(tmp_path: Path) -> None:
     [("match", {"anna"}), ("unknown", {"unknown", "no-gallery"}), ("all", {"anna", "unknown", "no-gallery"})],
 )
 def test_policy(tmp_path: Path, which: Which, expected: set[str]) -> None:
+    decisions: tuple[Recognised | Unasked, ...] = (MATCH, UNKNOWN, "no_gallery")
     many = [
         replace(one, event=replace(one.event, event_id=f"{ids([one])[0]}{number}"))
-        for number, decision in enumerate((MATCH, UNKNOWN, "no_gallery"))
+        for number, decision in enumerate(decisions)
         for one in sightings(1, decision=decision)
     ]
     sink = CropFolder(tmp_path, which, 7, 100)

@@ -138,7 +138,8 @@ def test_facts_of_the_tracklet() -> None:
 
 def test_only_a_person_whose_end_was_not_seen_is_partial() -> None:
     reasons: tuple[Reason, ...] = ("gone", "long", "end", "stop", "lost")
-    assert [make("no_gallery", look("final", reason))["partial"] for reason in reasons] == [False] * 3 + [True] * 2
+    partial = [make("no_gallery", look("final", reason))["partial"] for reason in reasons]
+    assert partial == [False] * 3 + [True] * 2
 
 
 def test_the_choice_is_explained_on_request() -> None:

@@ -188,6 +188,17 @@ def test_pictures_that_a_run_wrote_go_too(tmp_path: Path, gallery: Path) -> None
     assert "folder" in refused("forget", gallery, "--camera", "gate", "--crops", tmp_path / "none", "--yes")
 
 
+def test_pictures_of_who_was_merged_by_mistake_stay(tmp_path: Path, gallery: Path) -> None:
+    told("merge", gallery, "bert", "anna")
+    told("undo", gallery)
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    for number, name in enumerate(("anna", "bert")):
+        (folder / f"20261123T032600Z-1a2b3c-{number:06d}_gate_{name}.jpg").write_bytes(b"x")
+    forget(gallery, "bert", "--crops", folder)
+    assert [path.stem.rpartition("_")[2] for path in folder.iterdir()] == ["anna"]
+
+
 def test_pictures_of_a_camera_and_a_time_go_too(tmp_path: Path, gallery: Path) -> None:
     folder = tmp_path / "crops"
     folder.mkdir()

@@ -772,10 +772,20 @@ def test_a_sighting_without_a_decision_says_why() -> None:
 
 def test_an_unknown_person_is_shown_by_id_and_an_uncalibrated_look_without_a_limit() -> None:
     board = Board()
-    someone = {"decision": "unknown", "identity": "unknown-1a2b3c4d", "person": "candidate"}
-    board.sighting(sighting((plain(40, 20),), number=1, **someone))
-    no_limit = {"threshold": None, "probability": None, "identity": None, "person": None}
-    board.sighting(sighting((plain(40, 20),), number=2, decision="uncalibrated", **no_limit))
+    someone: dict[str, object] = {
+        "decision": "unknown",
+        "identity": "unknown-1a2b3c4d",
+        "person": "candidate",
+    }
+    board.sighting(sighting((plain(40, 20),), None, number=1, **someone))
+    no_limit: dict[str, object] = {
+        "decision": "uncalibrated",
+        "threshold": None,
+        "probability": None,
+        "identity": None,
+        "person": None,
+    }
+    board.sighting(sighting((plain(40, 20),), None, number=2, **no_limit))
     status = replace(plausible_status(), gallery=GalleryStatus(3))
     with serving(board, status) as page:
         told = re.sub(r"\s+", " ", Elements(get(page, "/").text).text)

@@ -25,7 +25,7 @@ PROTOTYPE = (
     "VALUES (?, 'space', 'enrolled', 'test', 0.0, 0.0, ?)"
 )
 CLIP = (
-    "INSERT INTO clip (identity, platform, seen_s, hr, sealed, pictures) VALUES (?, 'ground', 1.0, 0, 0, ?)"
+    "INSERT INTO clip (identity, platform, seen_s, hr, pictures) VALUES (?, 'ground', 1.0, 0, ?)"
 )
 
 
@@ -319,7 +319,7 @@ def test_scrub_by_a_role_that_may_not_is_an_error(postgres: Postgres) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("CREATE ROLE guest LOGIN")
         connection.execute("GRANT USAGE ON SCHEMA owned TO guest")
-        connection.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL COLUMNS IN SCHEMA owned TO guest")
+        connection.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA owned TO guest")
     guest = PostgresDatabase.open(postgres.dsn(schema="owned", user="guest"))
     with pytest.raises(GalleryError, match="owner"):
         guest.scrub()

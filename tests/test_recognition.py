@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from made_sightings import wait_for
 from numpy.typing import NDArray
-from test_batcher import person, recognise
+from postgres_server import Postgres
+from test_batcher import person, recognise, vector
 from tiny_bundle import DIM, SPACE
 
 from s3clip_runtime.cli.recognition import cautions, limits_of, rules_of
@@ -20,11 +21,13 @@ from s3clip_runtime.cli.session import LookSettings, Matching, Session
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery.calibrate import calibrate
 from s3clip_runtime.gallery.clips import unpack
-from s3clip_runtime.gallery.deciding import Recognised, Rules
+from s3clip_runtime.gallery.deciding import Rules
 from s3clip_runtime.gallery.gallery import Gallery
 from s3clip_runtime.gallery.open_set import OpenSet
+from s3clip_runtime.gallery.postgres import PostgresDatabase
+from s3clip_runtime.gallery.postgres_search import ServerSearch
 from s3clip_runtime.gallery.recogniser import Recogniser
-from s3clip_runtime.gallery.records import Seen, Space
+from s3clip_runtime.gallery.records import Space
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedder
@@ -243,19 +246,37 @@ def test_a_full_disk_stops_remembering_and_not_recognition(
     assert caplog.text.count("can be used again") == 1
 
 
-class Away(Recogniser):
-    """Of a gallery that its server searches, while the server is away."""
-
-    def recognise(self, batch: Sequence[Seen]) -> list[Recognised]:
-        raise GalleryUnavailable("gallery people at db.example: no answer; start the server")
-
-
-def test_a_server_that_is_away_ends_no_run(embedder: Embedder, gallery: Gallery) -> None:
-    found, batcher = recognise(embedder, [person(1), person(2)], recogniser=Away(gallery, REMEMBER))
-    assert batcher.error is None
-    assert [one.event.decision for one in found] == ["not_matched"] * 2
-    np.testing.assert_allclose(found[0].embedding, vector_of(embedder, person(1))[0], atol=1e-6)
-    assert found[0].matches == ()
+@pytest.mark.parametrize("searches", ["memory", "server"])
+def test_a_server_that_is_away_ends_no_run(embedder: Embedder, postgres: Postgres, searches: str) -> None:
+    """What is held in memory is recognised still; what only the server knows cannot be asked."""
+    address, space = postgres.dsn(), Space(SPACE, DIM)
+    with Gallery.open(address, space) as made:
+        made.enrol("anna", vector_of(embedder, person(1)), platform="aerial", source="test")
+        if searches == "server":
+            assert isinstance(made.database, PostgresDatabase)
+            ServerSearch(made.database).make_index(SPACE, DIM)
+    with Gallery.open(address, space) as gallery:
+        recogniser = Recogniser(gallery, REMEMBER)
+        known, _ = recognise(embedder, [person(1)], recogniser=recogniser)
+        assert known[0].event.identity == "anna"
+        postgres.stop()
+        try:
+            found, batcher = recognise(embedder, [person(1), person(2)], recogniser=recogniser)
+        finally:
+            postgres.start()
+        assert batcher.error is None
+        decisions = [one.event.decision for one in found]
+        assert decisions == (["match", "unknown"] if searches == "memory" else ["not_matched"] * 2)
+        assert [one.event.identity for one in found] == ["anna" if searches == "memory" else None, None]
+        np.testing.assert_allclose(vector(found[0]), vector_of(embedder, person(1))[0], atol=1e-6)
+        assert len(found[0].matches) == (1 if searches == "memory" else 0)
+        assert recogniser.trouble
+        assert "unused" not in recogniser.trouble  # the password
+        time.sleep(1.1)  # so long nobody tries the server again
+        (again, new), _ = recognise(embedder, [person(1), person(2)], recogniser=recogniser)
+        assert again.event.identity == "anna"
+        assert new.event.person == "candidate"
+        assert not recogniser.trouble
 
 
 def test_a_damaged_gallery_ends_it(embedder: Embedder, gallery: Gallery, tmp_path: Path) -> None:

@@ -109,6 +109,23 @@ def test_events_go_to_stdout_and_gallery_names_people(
     assert {(event["decision"], event["threshold"]) for event in third} == {("match", 0.5)}
 
 
+def test_a_gallery_on_a_server_is_named_like_a_file(street: Street, usual: list[str], dsn: str) -> None:
+    source = [f"gate={street.video}@ground", "--detector", f"gate={street.boxes}"]
+    first = events_of(s3clip_run(*source, *usual, "--embedding").stdout)
+    with Gallery.open(dsn, Space(SPACE, DIM)) as gallery:
+        rows = np.array([first[2]["embedding"]], np.float32)
+        gallery.enrol("anna", rows, platform="ground", source="gate")
+    done = s3clip_run(*source, *usual, "--gallery", dsn, "--threshold", "0.995")
+    assert done.returncode == 0, done.stderr
+    assert [event["identity"] for event in events_of(done.stdout)] == [None, None, "anna", None, None]
+    assert "gallery: its password stands on the command line" in done.stderr
+    assert "unused" not in done.stdout + done.stderr
+    away = dsn.replace("host=", "host=%2Fnowhere")
+    refused = s3clip_run(*source, *usual, "--gallery", away)
+    assert_refused(refused, "gallery postgres")
+    assert "unused" not in refused.stderr
+
+
 def test_unknown_people_keep_their_ids_from_run_to_run(
     street: Street, bundle_folder: Path, tmp_path: Path
 ) -> None:

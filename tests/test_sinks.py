@@ -320,7 +320,7 @@ def test_file_is_drawn_with_the_last_look_at_each_part(
 def test_file_that_is_gone_is_told(tmp_path: Path) -> None:
     spec = SourceSpec("c", str(tmp_path / "gone.mp4"), "ground")
     annotator = FileAnnotator(spec, tmp_path / "out.mp4")
-    with pytest.raises(SourceError, match=r"gone\.mp4.*leave the file in place"):
+    with pytest.raises(SourceError, match=r"gone\.mp4.*leave it in place"):
         annotator.write()
 
 

@@ -18,10 +18,12 @@ from gallery_stores import Place
 from gallery_stores import dsn as dsn
 from gallery_stores import place as place
 from gallery_stores import postgres as postgres
-from made_looks import made_open_set, opened
+from made_looks import SPACE, leaning, made_open_set, opened
 from postgres_server import Postgres
 
 from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.postgres import PostgresDatabase
+from s3clip_runtime.gallery.postgres_search import ServerSearch
 
 pytestmark = pytest.mark.slow
 
@@ -210,6 +212,45 @@ def test_boxes_go_on_by_memory_while_the_server_is_away(postgres: Postgres) -> N
         assert_whole(north_gallery)
 
 
+def test_a_server_that_stops_amid_decisions_loses_none(postgres: Postgres) -> None:
+    dsn, everybody = postgres.dsn(), list(range(CROWD))
+    with opened(dsn) as gallery:
+        gallery.calibrate(made_open_set())
+    boxes = [Process(dsn, name, seed) for seed, name in enumerate(("north", "south"))]
+    try:
+        for box in boxes:
+            box.await_ready()
+            box.tell("free")
+        await_decisions(dsn, 0)
+        for _ in range(2):
+            postgres.stop()
+            time.sleep(0.5)
+            postgres.start()
+            with opened(dsn) as gallery:
+                newest = gallery.log(last=1)[0].seq
+            await_decisions(dsn, newest)
+    finally:
+        for box in boxes:
+            box.kill()
+    with opened(dsn, "fresh") as gallery:
+        assert_whole(gallery)
+        fresh = Box(gallery, "fresh", 2)
+        told((everybody, fresh.decide(everybody)), (everybody, fresh.decide(everybody)))
+        assert len(gallery.list()) == CROWD
+
+
+def await_decisions(address: Place, seq: int) -> None:
+    """Until both boxes have written several entries after this one."""
+    end_s = time.monotonic() + 30
+    with opened(address) as gallery:
+        while True:
+            found = Counter(entry.actor for entry in gallery.log() if entry.seq > seq)
+            if min(found["north"], found["south"]) >= 10:
+                return
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+
+
 def test_a_box_may_start_while_another_one_decides(
     place: Place, start: Callable[[str, int], Process]
 ) -> None:
@@ -222,4 +263,26 @@ def test_a_box_may_start_while_another_one_decides(
             assert gallery.identities <= CROWD
     writer.kill()
     with opened(place, "fresh") as gallery:
+        assert_whole(gallery)
+
+
+def test_search_on_the_server_is_a_part_of_the_decision(dsn: str) -> None:
+    with opened(dsn) as gallery:
+        gallery.calibrate(made_open_set())
+        Box(gallery, "memory", 0).decide(range(CROWD))
+        assert isinstance(gallery.database, PostgresDatabase)
+        ServerSearch(gallery.database).make_index(SPACE.hash, SPACE.dim)
+
+    def decide_and_fail(gallery: Gallery) -> None:
+        with gallery.deciding() as decisions:
+            decisions.book.add_identity("before", "known")
+            assert decisions.memory.search(leaning({3: 0.9})[None], 5)[0]
+            decisions.book.add_identity("after", "known")
+            raise ZeroDivisionError
+
+    with opened(dsn, "server") as gallery:
+        with pytest.raises(ZeroDivisionError):
+            decide_and_fail(gallery)
+        assert gallery.database.rows("SELECT name FROM identity WHERE kind = 'known'") == []
+        assert None not in Box(gallery, "server", 1).decide(range(CROWD))
         assert_whole(gallery)

@@ -18,7 +18,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.cli.recognition import space_of
+from s3clip_runtime.cli.gallery.embedding import space_of
 from s3clip_runtime.cli.session import LookSettings, Matching, Session, finish_outputs, raise_problems
 from s3clip_runtime.cli.site import open_embedder
 from s3clip_runtime.errors import ConfigError, S3ClipError, SinkError
@@ -41,10 +41,10 @@ MIN_IOU = 0.3
 """A detection is the true person whose box it overlaps most, if by this much. Low: aerial people are tiny."""
 
 BY_HAND = 0.6
-"""Cosine from which the demo names somebody. Chosen by hand: everybody in its aerial video was enrolled. To
-keep strangers out (one in twenty let in) its tiny model needs 0.96, and then finds a third of those it knows."""
+"""Cosine from which the demo names somebody. Chosen by hand: everybody in its aerial video was enrolled.
+To let only one stranger in twenty in, its tiny model needs 0.96, and then finds a third of those it knows."""
 
-_OWN_FILES = ("events.jsonl", "gallery.sqlite", "gallery.sqlite-wal", "gallery.sqlite-shm")
+_OWN_FILES = ("events.jsonl", *(f"gallery.sqlite{end}" for end in ("", "-journal", "-wal", "-shm")))
 _COLUMNS = "{:>10} {:>7} {:>7} {:>9}  {:<12} {:>6}  {:<12} {}"
 
 Verdict = Literal["ok", "miss", "unknown", "not enrolled", "no truth"]
@@ -136,7 +136,7 @@ def run_demo(
             )
         embedder = open_embedder(stack, opened, device, threads)
         gallery = stack.enter_context(
-            Gallery.open(out / "gallery.sqlite", space_of(opened.manifest), actor="s3clip-run --demo")
+            Gallery.open(out / "gallery.sqlite", space_of(opened), actor="s3clip-run --demo")
         )
         problems: list[S3ClipError] = []
         blind = Matching(opened, embedder, None)

@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from s3clip_runtime.cli.gallery.embedding import space_of
 from s3clip_runtime.gallery.deciding import Rules
 from s3clip_runtime.gallery.gallery import Gallery
 from s3clip_runtime.gallery.places import must_exist
 from s3clip_runtime.gallery.recogniser import Recogniser
-from s3clip_runtime.gallery.records import Space
 from s3clip_runtime.gallery.travel import Travel, Way
-from s3clip_runtime.inference.manifest import Manifest
+from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.site.model import Site
 from s3clip_runtime.streams.recognition.housekeeping import Limits
 
 _DAY_S = 86_400.0
 
 
-def space_of(manifest: Manifest) -> Space:
-    """The embedding space of a bundle."""
-    return Space(manifest.embedding_space, manifest.contract.embedding_dim)
-
-
-def open_recogniser(stack: ExitStack, site: Site, manifest: Manifest) -> Recogniser | None:
+def open_recogniser(stack: ExitStack, site: Site, bundle: Bundle) -> Recogniser | None:
     """The site's gallery, closed by `stack`, with the rules of deciding; None: the site has none.
 
     Raises:
@@ -35,7 +30,7 @@ def open_recogniser(stack: ExitStack, site: Site, manifest: Manifest) -> Recogni
         return None
     must_exist(address)
     gallery = stack.enter_context(
-        Gallery.open(address, space_of(manifest), key_file=site.gallery_key_file, actor="s3clip-run")
+        Gallery.open(address, space_of(bundle), key_file=site.gallery_key_file, actor="s3clip-run")
     )
     return Recogniser(gallery, rules_of(site))
 

@@ -94,7 +94,7 @@ def run_site(
 def open_matching(stack: ExitStack, site: Site) -> Matching:
     """Bundle, gallery and embedder of a site, closed by `stack`; says on standard error what to beware of."""
     bundle = Bundle.open(site.bundle)
-    recogniser = open_recogniser(stack, site, bundle.manifest)
+    recogniser = open_recogniser(stack, site, bundle)
     if recogniser is not None:
         for caution in cautions(recogniser):
             click.echo(caution, err=True)

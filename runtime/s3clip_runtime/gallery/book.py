@@ -194,8 +194,13 @@ class Book:
 
     def put_identity(self, identity: Identity) -> None:
         """Write one, new or changed."""
-        self.database.run("DELETE FROM identity WHERE id = ?", identity.id)
-        self.database.run(f"INSERT INTO identity ({_IDENTITY}) VALUES (?, ?, ?, ?, ?, ?)", *astuple(identity))
+        columns = COLUMNS["identity"]
+        changes = ", ".join(f"{column} = excluded.{column}" for column in columns[1:])
+        self.database.run(
+            f"INSERT INTO identity ({_IDENTITY}) VALUES ({', '.join('?' * len(columns))}) "
+            f"ON CONFLICT (id) DO UPDATE SET {changes}",
+            *astuple(identity),
+        )
 
     def remove_identity(self, id: str) -> None:
         """Erase the row; not its prototypes, clips and sightings."""

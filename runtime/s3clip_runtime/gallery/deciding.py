@@ -90,7 +90,8 @@ class Remembered:
         """Another one that knows the same: for a batch that may fail to be written."""
         copied = Remembered()
         copied.growth, copied.tally = self.growth.copy(), replace(self.tally)
-        copied._tracks = self._tracks  # replaced by `keep_track`, not changed
+        now_s = time.time()
+        copied._tracks = {key: one for key, one in self._tracks.items() if now_s - one[1] <= _TRACKS_S}
         return copied
 
     def track(self, seen: Seen, now_s: float) -> str | None:
@@ -100,8 +101,7 @@ class Remembered:
 
     def keep_track(self, seen: Seen, identity: str, now_s: float) -> None:
         """Note who a track is."""
-        recent = {key: kept for key, kept in self._tracks.items() if now_s - kept[1] <= _TRACKS_S}
-        self._tracks = {**recent, (seen.run, seen.track): (identity, now_s)}
+        self._tracks[seen.run, seen.track] = identity, now_s
 
 
 class Deciding:

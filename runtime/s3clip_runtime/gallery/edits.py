@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
@@ -199,6 +200,10 @@ class Edits:
 
     def _bound(self, identity: Identity, *, keep_enrolled: bool) -> int:
         """Drop prototypes beyond the bounds; how many."""
+        own = self.book.prototypes(identity.id)
+        most = max(Counter((one.space, one.platform, one.camera) for one in own).values(), default=0)
+        if len(own) <= MAX_PROTOTYPES and most <= MAX_OF_CAMERA:
+            return 0  # the numbers are not needed
         dropped = 0
         for space in self.book.spaces():
             prototypes, vectors = self.book.vectors(identity.id, space)

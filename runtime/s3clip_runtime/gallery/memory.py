@@ -49,6 +49,8 @@ class Memory:
         self._by_id: dict[str, Identity] = {}
         self._by_name: dict[str, Identity] = {}
         self.open_set: OpenSet | None = None
+        self._open_set_text: str | None = None
+        self._open_set_of_text: OpenSet | None = None
         self.refresh()
 
     @property
@@ -112,7 +114,10 @@ class Memory:
 
     def _read_open_set(self) -> OpenSet | None:
         text = self._book.open_set(self.space.hash)
-        return None if text is None else OpenSet.of_json(text)
+        if text != self._open_set_text:
+            self._open_set_of_text = None if text is None else OpenSet.of_json(text)
+            self._open_set_text = text
+        return self._open_set_of_text
 
     def _put(
         self, prototypes: Prototypes, name: str, vectors: Halves, platforms: Sequence[str | None]
