@@ -20,6 +20,7 @@ from s3clip_runtime.gallery.gallery import Gallery
 from s3clip_runtime.gallery.recogniser import Recogniser
 from s3clip_runtime.gallery.records import Seen
 from s3clip_runtime.gallery.sqlite import SqliteDatabase
+from s3clip_runtime.gallery.traces import _CHUNK_BYTES, still_there
 
 DAY = 86400.0
 
@@ -313,4 +314,23 @@ def test_nobody_is_forgotten_by_mistake(tmp_path: Path) -> None:
     receipt, _ = gallery.forget(Selection(camera="nowhere"), "nobody")
     assert (receipt.erased, receipt.searched, receipt.complete) == ({}, 0, True)
     assert [one.identity for one in gallery.list()] == ["person 0", "person 1", "person 2"]
+    gallery.close()
+
+
+def test_the_search_for_traces_finds_them_wherever_they_stand(tmp_path: Path) -> None:
+    """At every alignment, over the ends of what is read at once, at both ends of the file."""
+    rng = np.random.default_rng(3)
+    wanted = {rng.bytes(16) for _ in range(500)}
+    there = sorted(wanted)[:100]
+    content = bytearray(rng.bytes(_CHUNK_BYTES + 40_000))
+    places = [0, len(content) - 16, *(_CHUNK_BYTES - 40 + 20 * i for i in range(4))]
+    places += [1000 + 131 * i for i in range(len(there) - len(places))]
+    for at, piece in zip(places, there, strict=True):
+        content[at : at + 16] = piece
+    gallery, _ = filled(tmp_path / "g")
+    with (tmp_path / "g-wal").open("wb") as file:  # a file beside the gallery's, which SQLite does not open
+        file.write(content)
+    assert still_there(gallery.database, wanted) == 100
+    assert still_there(gallery.database, set(sorted(wanted)[100:])) == 0
+    assert still_there(gallery.database, set()) == 0
     gallery.close()

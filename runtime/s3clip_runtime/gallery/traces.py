@@ -6,12 +6,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from s3clip_runtime.errors import GalleryError
 from s3clip_runtime.gallery.book import Book
 from s3clip_runtime.gallery.database import Database
 from s3clip_runtime.gallery.forget import Chosen
 
 _PIECE_BYTES = 16
+_HEAD_BYTES = 8
+_TABLE = 2**22
 _PIECES = 8
 """Pieces of each erased value that are searched for: a page may hold a part of it."""
 
@@ -48,15 +53,22 @@ def still_there(database: Database, wanted: set[bytes]) -> int:
         found |= _found(path, wanted - found)
     if not found:
         return 0
+    search = _Search(found)
     for value in _kept(database):
-        found = {piece for piece in found if piece not in value}
+        found -= search.found(value)
     return len(found)
 
 
 def _pieces(value: bytes) -> set[bytes]:
     step = max(len(value) // _PIECES, _PIECE_BYTES)
     pieces = {value[at : at + _PIECE_BYTES] for at in range(0, len(value) - _PIECE_BYTES + 1, step)}
-    return {piece for piece in pieces if len(set(piece)) > _PIECE_BYTES // 2}  # zeros stand everywhere
+    return {
+        piece for piece in pieces if _is_telling(piece[:_HEAD_BYTES]) and _is_telling(piece[_HEAD_BYTES:])
+    }
+
+
+def _is_telling(half: bytes) -> bool:
+    return len(set(half)) > _HEAD_BYTES // 2  # zeros stand everywhere
 
 
 def _kept(database: Database) -> Iterator[bytes]:
@@ -70,15 +82,41 @@ def _kept(database: Database) -> Iterator[bytes]:
 
 def _found(path: Path, wanted: set[bytes]) -> set[bytes]:
     found: set[bytes] = set()
+    search = _Search(wanted)
     try:
         with path.open("rb") as file:
             before = b""
             while data := file.read(_CHUNK_BYTES):
                 window = before + data
-                found |= {piece for piece in wanted - found if piece in window}
+                found |= search.found(window)
                 before = window[-_PIECE_BYTES:]
     except FileNotFoundError:
         pass  # a journal that is gone by now
     except OSError as error:
         raise GalleryError(f"{path} cannot be searched ({os.strerror(error.errno or 0)})") from error
     return found
+
+
+class _Search:
+    """Looks for all pieces at once: a camera's people have 100,000 of them, too many to look for in turn."""
+
+    def __init__(self, wanted: set[bytes]) -> None:
+        self._wanted = wanted
+        self._heads = np.unique(np.frombuffer(b"".join(piece[:_HEAD_BYTES] for piece in wanted), "<u8"))
+        self._may_be = np.zeros(_TABLE, bool)  # by some bits of a head: most words are told apart by these
+        self._may_be[_bits(self._heads)] = True
+
+    def found(self, window: bytes) -> set[bytes]:
+        """Those of the pieces that stand anywhere in these bytes."""
+        found: set[bytes] = set()
+        for shift in range(_HEAD_BYTES):
+            words = np.frombuffer(window, "<u8", max(len(window) - shift, 0) // _HEAD_BYTES, shift)
+            places = np.flatnonzero(self._may_be[_bits(words)])
+            places = places[np.isin(words[places], self._heads)]
+            for at in (_HEAD_BYTES * places + shift).tolist():
+                found.add(window[at : at + _PIECE_BYTES])
+        return found & self._wanted
+
+
+def _bits(words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return ((words >> np.uint64(17)) & np.uint64(_TABLE - 1)).astype(np.int64)
