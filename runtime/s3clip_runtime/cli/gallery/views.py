@@ -72,7 +72,6 @@ def enrol_views(gallery: Gallery, model: Model, views: Iterable[View], *, keep_c
                 quality=view.quality,
                 pictures=(pack(clip.crops), clip.hr) if keep_crops else None,
             )
-            there.add((view.name, view.source))
             new.append(view)
     return Enrolled(tuple(new), tuple(skipped))
 
