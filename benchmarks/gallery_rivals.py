@@ -23,9 +23,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.gallery.database import Halves
-from s3clip_runtime.gallery.prototypes import Prototypes
 from s3clip_runtime.gallery.records import Match
+from s3clip_runtime.gallery.search.prototypes import Prototypes
+from s3clip_runtime.gallery.storage.database import Halves
 
 DIM = 1280
 EACH = 10

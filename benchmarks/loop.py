@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.bench.machine import cpu_name
-from s3clip_runtime.gallery.deciding import Rules
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.gallery.records import Space
 from s3clip_runtime.inference.backends import Session, TensorInfo
 from s3clip_runtime.inference.bundle import Bundle

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from made_looks import SPACE, leaning, look, opened
 
-from s3clip_runtime.gallery.deciding import Recognised, Rules
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Recognised, Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.gallery.records import Seen
 
 CROWD = 90

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.open_set import OpenSet, PairCalibration, all_heights
+from s3clip_runtime.gallery.open_set.decision import OpenSet, PairCalibration, all_heights
 from s3clip_runtime.gallery.records import Clock, Seen, Sighting, Space
 from s3clip_runtime.inference.evidence import Interval
 

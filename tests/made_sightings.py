@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from s3clip_runtime.gallery.deciding import Recognised
-from s3clip_runtime.gallery.open_set import Decision
+from s3clip_runtime.gallery.open_set.decision import Decision
+from s3clip_runtime.gallery.recognition.deciding import Recognised
 from s3clip_runtime.gallery.records import Identity, Kind, Match
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.streams.events import STEPS, EventMaker, Sighting, Unasked

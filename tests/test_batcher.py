@@ -14,9 +14,9 @@ from test_events import look
 from tiny_bundle import DIM, SPACE, write_tiny_bundle
 
 from s3clip_runtime.errors import BackendError
-from s3clip_runtime.gallery.deciding import Rules
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.gallery.records import Space
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip

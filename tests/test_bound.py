@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from s3clip_runtime.gallery.bound import bounded, k_centre
+from s3clip_runtime.gallery.search.bound import bounded, k_centre
 
 Rows = NDArray[np.floating[Any]]
 

@@ -15,7 +15,7 @@ from made_sightings import MATCH, UNKNOWN, ids, recognised, sightings, wait_for,
 from PIL import Image
 
 from s3clip_runtime.errors import ConfigError, SinkError
-from s3clip_runtime.gallery.deciding import Recognised
+from s3clip_runtime.gallery.recognition.deciding import Recognised
 from s3clip_runtime.streams.events import Sighting, Unasked
 from s3clip_runtime.streams.outputs.crops import CropFolder, Which, strip
 

@@ -19,14 +19,14 @@ from gallery_stores import postgres as postgres
 from tiny_bundle import SPACE
 
 from s3clip_runtime.errors import ConfigError, GalleryError
-from s3clip_runtime.gallery.clips import pack, unpack
 from s3clip_runtime.gallery.edits import MAX_OF_CAMERA, MAX_PROTOTYPES
-from s3clip_runtime.gallery.forget import Selection
+from s3clip_runtime.gallery.erasure.forget import Selection
+from s3clip_runtime.gallery.erasure.receipts import verify
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.open_set import OpenSet, PairCalibration, all_heights
-from s3clip_runtime.gallery.receipts import verify
+from s3clip_runtime.gallery.open_set.decision import OpenSet, PairCalibration, all_heights
 from s3clip_runtime.gallery.records import Match, Space
-from s3clip_runtime.gallery.vault import make_key
+from s3clip_runtime.gallery.storage.clips import pack, unpack
+from s3clip_runtime.gallery.storage.vault import make_key
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.evidence import Interval
 
@@ -312,6 +312,8 @@ def test_a_new_model_learns_from_kept_crops_and_spaces_never_mix(place: Place) -
         assert gallery.search(old["Cleo"][None], 1)[0][0].identity == "Cleo"  # the old model still knows all
         assert len(gallery.search(old["Cleo"][None], 9)[0]) == 3
         assert gallery.retire_model(SPACE[:8]) == 3
+        with pytest.raises(GalleryError, match="holds no embeddings of space"):
+            gallery.search(old["Cleo"][None], 9)
         assert other.search(axes[[120]], 1)[0][0].identity == "Cleo"
         with pytest.raises(GalleryError, match="the only one"):
             other.retire_model(OTHER_SPACE)

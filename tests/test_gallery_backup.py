@@ -12,9 +12,9 @@ from forked import Say, in_a_child, killed
 from gallery_stores import filled, opened, units
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.forget import Selection
-from s3clip_runtime.gallery.sqlite import SqliteDatabase
-from s3clip_runtime.gallery.vault import make_key
+from s3clip_runtime.gallery.erasure.forget import Selection
+from s3clip_runtime.gallery.storage.sqlite import SqliteDatabase
+from s3clip_runtime.gallery.storage.vault import make_key
 
 DAY = 86400.0
 

@@ -17,10 +17,10 @@ from s3clip.synthetic import write_dataset
 from s3clip_runtime.cli.gallery.calibration import Labelled, embed_labelled, measure, table
 from s3clip_runtime.cli.gallery.plots import draw
 from s3clip_runtime.errors import DataError, SinkError
-from s3clip_runtime.gallery.calibrate import calibrate
-from s3clip_runtime.gallery.estimates import person_weights
-from s3clip_runtime.gallery.open_set import ALL_HEIGHTS, PairCalibration
-from s3clip_runtime.gallery.trials import Looks, draw_enrolled, search_pair
+from s3clip_runtime.gallery.open_set.calibrate import calibrate
+from s3clip_runtime.gallery.open_set.decision import ALL_HEIGHTS, PairCalibration
+from s3clip_runtime.gallery.open_set.estimates import person_weights
+from s3clip_runtime.gallery.open_set.trials import Looks, draw_enrolled, search_pair
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.tracklets import read_clip, read_tracklets

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.clips import pack, unpack
+from s3clip_runtime.gallery.storage.clips import pack, unpack
 
 SIZES = [(1, 1), (3, 7), (7, 3), (64, 32), (300, 150), (1, 500)]
 DEMO = Path(__file__).parents[1] / "runtime/s3clip_runtime/demo"

@@ -20,12 +20,12 @@ from forked import Say, in_a_child, killed
 from gallery_stores import Vectors, filled, opened, units
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.database import Database
-from s3clip_runtime.gallery.deciding import Rules
-from s3clip_runtime.gallery.forget import Selection
+from s3clip_runtime.gallery.erasure.forget import Selection
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.gallery.records import Seen
+from s3clip_runtime.gallery.storage.database import Database
 
 Word = Any  # of a step: a name or a seed
 KILLS = 200
@@ -279,7 +279,7 @@ def test_a_read_only_disk_can_be_searched(disk: Path) -> None:
 
 
 def test_a_writer_that_does_not_finish_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3clip_runtime.gallery.sqlite._BUSY_S", 0.1)
+    monkeypatch.setattr("s3clip_runtime.gallery.storage.sqlite._BUSY_S", 0.1)
     gallery, truth = filled(tmp_path / "g")
     recogniser = Recogniser(gallery, RULES)
     other = sqlite3.connect(tmp_path / "g", isolation_level=None)

@@ -12,15 +12,15 @@ from forked import Say, in_a_child, killed
 from gallery_stores import Vectors, filled, opened, units
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.book import Views
-from s3clip_runtime.gallery.deciding import Rules
 from s3clip_runtime.gallery.edits import MAX_PROTOTYPES, Edits
-from s3clip_runtime.gallery.forget import Selection
+from s3clip_runtime.gallery.erasure.forget import Selection
+from s3clip_runtime.gallery.erasure.traces import _CHUNK_BYTES, still_there
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.gallery.records import Seen
-from s3clip_runtime.gallery.sqlite import SqliteDatabase
-from s3clip_runtime.gallery.traces import _CHUNK_BYTES, still_there
+from s3clip_runtime.gallery.storage.book import Views
+from s3clip_runtime.gallery.storage.sqlite import SqliteDatabase
 
 DAY = 86400.0
 

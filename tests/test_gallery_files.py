@@ -13,7 +13,7 @@ from gallery_stores import DIM, Vectors, filled, opened, units
 from tiny_bundle import SPACE
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.forget import Selection
+from s3clip_runtime.gallery.erasure.forget import Selection
 from s3clip_runtime.gallery.gallery import Gallery
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from made_looks import GROWTH, SPACE, THRESHOLD, enrol, leaning, look, made_open_set, opened
 
-from s3clip_runtime.gallery.deciding import Rules
 from s3clip_runtime.gallery.edits import MAX_OF_CAMERA, MAX_PROTOTYPES
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.growth import WINDOW_S
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Rules
+from s3clip_runtime.gallery.recognition.growth import WINDOW_S
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 
 ANNA, BERT = 0, 1
 RULES = Rules(grow=True, min_quality=0.5)
@@ -59,7 +59,9 @@ def grown(gallery: Gallery, case: Case, monkeypatch: pytest.MonkeyPatch) -> int:
             platform=case.platforms[i],
         )
         now_s = 1.8e9 + i * case.between_s
-        monkeypatch.setattr("s3clip_runtime.gallery.deciding.time.time", lambda now_s=now_s: now_s)
+        monkeypatch.setattr(
+            "s3clip_runtime.gallery.recognition.deciding.time.time", lambda now_s=now_s: now_s
+        )
         (found,) = recogniser.recognise([seen])
         assert found.identity is not None
         assert found.identity.name == "Anna"

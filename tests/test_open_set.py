@@ -12,8 +12,9 @@ from scipy.optimize import minimize
 from scipy.stats import binom
 
 from s3clip_runtime.errors import ConfigError, DataError, GalleryError
-from s3clip_runtime.gallery.calibrate import LEAST_ENROLLED, TRIALS, calibrate
-from s3clip_runtime.gallery.estimates import (
+from s3clip_runtime.gallery.open_set.calibrate import LEAST_ENROLLED, TRIALS, calibrate
+from s3clip_runtime.gallery.open_set.decision import ALL_HEIGHTS, EDGES_PX, OpenSet, PairCalibration, decide
+from s3clip_runtime.gallery.open_set.estimates import (
     ROUNDING,
     fnir_at,
     fpir_at,
@@ -23,9 +24,8 @@ from s3clip_runtime.gallery.estimates import (
     person_weights,
     threshold_at,
 )
-from s3clip_runtime.gallery.open_set import ALL_HEIGHTS, EDGES_PX, OpenSet, PairCalibration, decide
+from s3clip_runtime.gallery.open_set.trials import Found, Looks, draw_enrolled, search_pair
 from s3clip_runtime.gallery.records import Match
-from s3clip_runtime.gallery.trials import Found, Looks, draw_enrolled, search_pair
 
 F32 = NDArray[np.float32]
 DIM = 24

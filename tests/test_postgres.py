@@ -16,17 +16,15 @@ import pytest
 from postgres_server import Postgres
 
 from s3clip_runtime.errors import ConfigError, GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.database import COLUMNS, Halves
-from s3clip_runtime.gallery.postgres import PostgresDatabase
-from s3clip_runtime.gallery.postgres_connection import address
+from s3clip_runtime.gallery.storage.database import COLUMNS, Halves
+from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
+from s3clip_runtime.gallery.storage.postgres_connection import address
 
 PROTOTYPE = (
     "INSERT INTO prototype (identity, space, origin, source, seen_s, added_s, vector) "
     "VALUES (?, 'space', 'enrolled', 'test', 0.0, 0.0, ?)"
 )
-CLIP = (
-    "INSERT INTO clip (identity, platform, seen_s, hr, pictures) VALUES (?, 'ground', 1.0, 0, ?)"
-)
+CLIP = "INSERT INTO clip (identity, platform, seen_s, hr, pictures) VALUES (?, 'ground', 1.0, 0, ?)"
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def database(dsn: str) -> Iterator[PostgresDatabase]:
 
 def process(code: str, dsn: str, *more: str) -> subprocess.Popen[str]:
     """Another box: runs the code with `database` open; it ends with the test at the latest."""
-    start = "import sys, time\nfrom s3clip_runtime.gallery.postgres import PostgresDatabase\n"
+    start = "import sys, time\nfrom s3clip_runtime.gallery.storage.postgres import PostgresDatabase\n"
     opened = "database = PostgresDatabase.open(sys.argv[1])\n"
     return subprocess.Popen(
         [sys.executable, "-c", start + opened + code, dsn, *more], stdout=subprocess.PIPE, text=True
@@ -247,7 +245,7 @@ def files_with(postgres: Postgres, needle: bytes) -> list[str]:
 
 @pytest.mark.parametrize("dim", [64, 1280])
 def test_no_file_holds_a_scrubbed_vector(postgres: Postgres, database: PostgresDatabase, dim: int) -> None:
-    from s3clip_runtime.gallery.postgres_search import ServerSearch
+    from s3clip_runtime.gallery.storage.postgres_search import ServerSearch
 
     vectors = unit(np.random.default_rng(), 40, dim)  # no other test leaves the same ones on the server
     database.run_many(PROTOTYPE, [(f"person{i}", database.packed(row)) for i, row in enumerate(vectors)])
@@ -293,7 +291,7 @@ def test_scrub_does_not_claim_what_an_older_transaction_prevents(
     postgres: Postgres, database: PostgresDatabase, holder: str, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if waits:
-        monkeypatch.setattr("s3clip_runtime.gallery.postgres._SNAPSHOTS_S", 0.3)
+        monkeypatch.setattr("s3clip_runtime.gallery.storage.postgres._SNAPSHOTS_S", 0.3)
     else:  # as if the transaction began just after the wait
         monkeypatch.setattr(PostgresDatabase, "_await_readers", lambda _: None)
     vector = unit(np.random.default_rng(), 1, 1280)[0]
@@ -416,7 +414,7 @@ def test_a_missing_package_names_the_extra() -> None:
 import sys
 sys.modules["psycopg"] = None
 from s3clip_runtime.errors import ConfigError
-from s3clip_runtime.gallery.postgres import PostgresDatabase
+from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
 try:
     PostgresDatabase.open("postgresql://here/people")
 except ConfigError as error:

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.database import Halves
-from s3clip_runtime.gallery.halves import loses_small_numbers, widened
-from s3clip_runtime.gallery.prototypes import BLOCK, Prototypes, exact_scores
 from s3clip_runtime.gallery.records import Match
+from s3clip_runtime.gallery.search.halves import loses_small_numbers, widened
+from s3clip_runtime.gallery.search.prototypes import BLOCK, Prototypes, exact_scores
+from s3clip_runtime.gallery.storage.database import Halves
 
 Singles = NDArray[np.float32]
 Truth = dict[str, tuple[Halves, list[str | None]]]

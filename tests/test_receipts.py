@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from rfc8032 import RFC_8032, slow_ed25519
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.receipts import BackupErasure, Receipt, Signer, verify
+from s3clip_runtime.gallery.erasure.receipts import BackupErasure, Receipt, Signer, verify
 
 SECRET, PUBLIC = (bytes.fromhex(RFC_8032[0][0]), RFC_8032[0][1])
 

@@ -25,11 +25,11 @@ from made_looks import (
 )
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery import sqlite
-from s3clip_runtime.gallery.deciding import Recognised, Rules
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Recognised, Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.gallery.records import Seen
+from s3clip_runtime.gallery.storage import sqlite
 
 RULES = Rules(unknowns=True)
 
@@ -80,7 +80,7 @@ def test_the_track_of_another_run_or_of_long_ago_tells_nothing(
     first = name_of(one(recogniser, look(leaning({1: 1.0}), "1")))
     assert name_of(one(recogniser, look(leaning({2: 1.0}), "1", run="other"))) != first
     later_s = time.time() + 601
-    monkeypatch.setattr("s3clip_runtime.gallery.deciding.time.time", lambda: later_s)
+    monkeypatch.setattr("s3clip_runtime.gallery.recognition.deciding.time.time", lambda: later_s)
     assert name_of(one(recogniser, look(leaning({3: 1.0}), "1", part=1))) != first
 
 

@@ -19,15 +19,15 @@ from tiny_bundle import DIM, SPACE
 from s3clip_runtime.cli.recognition import cautions, limits_of, rules_of
 from s3clip_runtime.cli.session import LookSettings, Matching, Session
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.calibrate import calibrate
-from s3clip_runtime.gallery.clips import unpack
-from s3clip_runtime.gallery.deciding import Rules
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.open_set import OpenSet
-from s3clip_runtime.gallery.postgres import PostgresDatabase
-from s3clip_runtime.gallery.postgres_search import ServerSearch
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.open_set.calibrate import calibrate
+from s3clip_runtime.gallery.open_set.decision import OpenSet
+from s3clip_runtime.gallery.recognition.deciding import Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.gallery.records import Space
+from s3clip_runtime.gallery.storage.clips import unpack
+from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
+from s3clip_runtime.gallery.storage.postgres_search import ServerSearch
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedder

@@ -18,7 +18,7 @@ from made_sightings import MATCH, UNKNOWN, sightings, text, with_pictures
 from PIL import Image
 
 from s3clip_runtime.errors import SinkError, SourceError
-from s3clip_runtime.gallery.deciding import Recognised
+from s3clip_runtime.gallery.recognition.deciding import Recognised
 from s3clip_runtime.streams.events import Sighting, Unasked
 from s3clip_runtime.streams.frames import Frame, Observation
 from s3clip_runtime.streams.looks import Stage

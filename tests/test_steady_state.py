@@ -20,9 +20,9 @@ from test_batcher import person
 from tiny_bundle import DIM, SPACE
 
 from s3clip_runtime.cli.threads import plan_threads
-from s3clip_runtime.gallery.deciding import Rules
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.gallery.records import Space
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.cpus import usable_cpus

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from made_looks import THRESHOLD, enrol, leaning, look, made_open_set, opened, sightings
 
-from s3clip_runtime.gallery.deciding import Recognised, Rules
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Recognised, Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.travel import HORIZON_S, SAME_CAMERA_S, Travel, Way
 from s3clip_runtime.gallery.records import Clock, Seen
-from s3clip_runtime.gallery.travel import HORIZON_S, SAME_CAMERA_S, Travel, Way
 
 ANNA, BERT = 0, 1
 WAYS = Travel({("gate", "yard"): Way(10, 60), ("gate", "hall"): Way(0, 60), ("yard", "gate"): Way(30, None)})
@@ -139,7 +139,7 @@ def test_what_was_told_long_ago_forbids_nothing(
     recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch, later_s: float, possible: bool
 ) -> None:
     clock_s = [1.8e9]
-    monkeypatch.setattr("s3clip_runtime.gallery.deciding.time.time", lambda: clock_s[0])
+    monkeypatch.setattr("s3clip_runtime.gallery.recognition.deciding.time.time", lambda: clock_s[0])
     assert who(recogniser, at("1", "gate", 90, 100)) == "Anna"
     clock_s[0] += later_s
     assert (who(recogniser, at("2", "yard", 100 + later_s, 110 + later_s)) == "Anna") == possible

@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from s3clip_runtime.errors import ConfigError, GalleryError
-from s3clip_runtime.gallery.vault import OVERHEAD, Vault, make_key
+from s3clip_runtime.gallery.storage.vault import OVERHEAD, Vault, make_key
 
 KEY = bytes(range(32))
 LINE = base64.b64encode(KEY) + b"\n"

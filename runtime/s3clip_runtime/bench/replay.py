@@ -20,8 +20,8 @@ from s3clip_runtime.bench.galleries import made_gallery
 from s3clip_runtime.bench.load import LoadMeter
 from s3clip_runtime.bench.stages import MATCH_PROTOTYPES
 from s3clip_runtime.errors import S3ClipError
-from s3clip_runtime.gallery.deciding import Rules
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.manifest import Target

@@ -22,9 +22,9 @@ from s3clip_runtime.cli.gallery.embedding import space_of
 from s3clip_runtime.cli.session import LookSettings, Matching, Session, finish_outputs, raise_problems
 from s3clip_runtime.cli.site import open_embedder
 from s3clip_runtime.errors import ConfigError, S3ClipError, SinkError
-from s3clip_runtime.gallery.deciding import Rules
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.streams.camera import CameraPlan
 from s3clip_runtime.streams.detection.background import BackgroundDetector

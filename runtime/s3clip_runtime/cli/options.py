@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from s3clip_runtime.errors import ConfigError
-from s3clip_runtime.gallery.places import is_server
+from s3clip_runtime.gallery.storage.places import is_server
 from s3clip_runtime.settings import validated
 from s3clip_runtime.site.model import Site
 from s3clip_runtime.site.secrets import warn_on_command_line

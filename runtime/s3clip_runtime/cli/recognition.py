@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from s3clip_runtime.cli.gallery.embedding import space_of
-from s3clip_runtime.gallery.deciding import Rules
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.places import must_exist
-from s3clip_runtime.gallery.recogniser import Recogniser
-from s3clip_runtime.gallery.travel import Travel, Way
+from s3clip_runtime.gallery.recognition.deciding import Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.travel import Travel, Way
+from s3clip_runtime.gallery.storage.places import must_exist
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.site.model import Site
 from s3clip_runtime.streams.recognition.housekeeping import Limits

@@ -15,8 +15,8 @@ from s3clip_runtime.cli.progress import Progress, print_summary
 from s3clip_runtime.cli.recognition import cautions
 from s3clip_runtime.cli.threads import one_thread_for_pictures
 from s3clip_runtime.errors import S3ClipError
-from s3clip_runtime.gallery.deciding import Rules
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Rules
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.streams.events import EventMaker, new_run_id

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from typing import Any, cast
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.book import Book, Views
-from s3clip_runtime.gallery.bound import bounded
 from s3clip_runtime.gallery.records import Action, Identity, Kind, LogEntry, Space
+from s3clip_runtime.gallery.search.bound import bounded
+from s3clip_runtime.gallery.storage.book import Book, Views
 
 MAX_PROTOTYPES = 32
 """Prototypes of one identity in one space. Bounds memory and search; 32 views cover poses and platforms."""

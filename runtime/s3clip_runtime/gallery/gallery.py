@@ -22,18 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery import erasure
-from s3clip_runtime.gallery.backup import back_up, open_backup, restore
-from s3clip_runtime.gallery.book import Book, Views
-from s3clip_runtime.gallery.database import Database
 from s3clip_runtime.gallery.edits import Edits
-from s3clip_runtime.gallery.forget import Selection, expire
-from s3clip_runtime.gallery.log import Author
-from s3clip_runtime.gallery.memory import Memory, unit_fault
-from s3clip_runtime.gallery.models import Carried, Embed, add_model, retire_model
-from s3clip_runtime.gallery.open_set import Decision, OpenSet, decide
-from s3clip_runtime.gallery.places import open_database, server_search
-from s3clip_runtime.gallery.receipts import Receipt
+from s3clip_runtime.gallery.erasure import request
+from s3clip_runtime.gallery.erasure.forget import Selection, expire
+from s3clip_runtime.gallery.erasure.receipts import Receipt
+from s3clip_runtime.gallery.open_set.decision import Decision, OpenSet, decide
 from s3clip_runtime.gallery.records import (
     GalleryInfo,
     Identity,
@@ -43,7 +36,14 @@ from s3clip_runtime.gallery.records import (
     Prototype,
     Space,
 )
-from s3clip_runtime.gallery.vault import Vault
+from s3clip_runtime.gallery.search.memory import Memory, unit_fault
+from s3clip_runtime.gallery.storage.backup import back_up, open_backup, restore
+from s3clip_runtime.gallery.storage.book import Book, Views
+from s3clip_runtime.gallery.storage.database import Database
+from s3clip_runtime.gallery.storage.log import Author
+from s3clip_runtime.gallery.storage.models import Carried, Embed, add_model, retire_model
+from s3clip_runtime.gallery.storage.places import open_database, server_search
+from s3clip_runtime.gallery.storage.vault import Vault
 from s3clip_runtime.inference.spec import platform_id
 
 Vectors = NDArray[np.float32]
@@ -127,7 +127,7 @@ class Gallery:
     def public_key(self) -> str:
         """64 hex digits that check this gallery's receipts."""
         with self._lock:
-            return erasure.public_key(self._book)
+            return request.public_key(self._book)
 
     @property
     def database(self) -> Database:
@@ -212,7 +212,7 @@ class Gallery:
         Args:
             embedding: float32 (dim,) of length 1.
             k: identities to find, >= 1; two at least are looked at, for the runner-up.
-            platform, height_px, threshold: as of `open_set.decide`.
+            platform, height_px, threshold: as of `decision.decide`.
         """
         query = self.checked(embedding[None])
         with self.deciding() as decisions:
@@ -305,9 +305,9 @@ class Gallery:
             return edits.undo(seq)
 
     def forget(self, selection: Selection, asked: str, *, pictures: int = 0) -> tuple[Receipt, str]:
-        """Erase people; the receipt and the text of its signed file. See `erasure.forget`."""
+        """Erase people; the receipt and the text of its signed file. See `request.forget`."""
         with self._lock:
-            done = erasure.forget(self._book, selection, asked, pictures)
+            done = request.forget(self._book, selection, asked, pictures)
             self._follow()
             return done
 

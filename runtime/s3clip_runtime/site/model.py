@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from s3clip_runtime.errors import ConfigError
-from s3clip_runtime.gallery.places import is_server
+from s3clip_runtime.gallery.storage.places import is_server
 from s3clip_runtime.inference.spec import PLATFORMS
 from s3clip_runtime.site.identities import IdentitySettings
 from s3clip_runtime.site.outputs import Outputs

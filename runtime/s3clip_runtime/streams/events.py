@@ -21,7 +21,7 @@ from s3clip_runtime.streams.frames import Clock
 from s3clip_runtime.streams.looks import Chosen, Look, Reason, Stage, Tracklet
 
 if TYPE_CHECKING:
-    from s3clip_runtime.gallery.deciding import Recognised
+    from s3clip_runtime.gallery.recognition.deciding import Recognised
     from s3clip_runtime.gallery.records import Kind, Match
 
 SCHEMA = "s3clip.sighting/3"

@@ -16,8 +16,8 @@ from s3clip_runtime.bench.plots import check_installed
 from s3clip_runtime.cli.gallery.embedding import CLIPS_AT_ONCE, Model
 from s3clip_runtime.cli.gallery.plots import draw
 from s3clip_runtime.errors import DataError
-from s3clip_runtime.gallery.calibrate import calibrate
-from s3clip_runtime.gallery.open_set import OpenSet, PairCalibration
+from s3clip_runtime.gallery.open_set.calibrate import calibrate
+from s3clip_runtime.gallery.open_set.decision import OpenSet, PairCalibration
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.evidence import Interval
 from s3clip_runtime.inference.spec import PLATFORMS

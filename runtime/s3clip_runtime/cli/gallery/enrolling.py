@@ -41,7 +41,7 @@ def enrol(
 ) -> None:
     """Add a person to GALLERY (made if it is new) by PICTURES of that person: files, or folders of files."""
     from s3clip_runtime.cli.gallery.embedding import Model, clip_of
-    from s3clip_runtime.gallery.clips import pack
+    from s3clip_runtime.gallery.storage.clips import pack
     from s3clip_runtime.inference.bundle import Bundle
 
     verified = Bundle.open(bundle)

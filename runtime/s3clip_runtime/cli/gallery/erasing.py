@@ -13,9 +13,9 @@ from s3clip_runtime.cli.gallery.place import PATH, Place, confirm, on_gallery, y
 from s3clip_runtime.errors import ConfigError, GalleryError
 
 if TYPE_CHECKING:
-    from s3clip_runtime.gallery.forget import Selection
+    from s3clip_runtime.gallery.erasure.forget import Selection
+    from s3clip_runtime.gallery.erasure.receipts import Receipt
     from s3clip_runtime.gallery.gallery import Gallery
-    from s3clip_runtime.gallery.receipts import Receipt
 
 _DAY_S = 86_400.0
 _days = click.FloatRange(min=0, min_open=True)
@@ -72,7 +72,7 @@ def forget(
 def verify_receipt(file: Path, public_key: str | None, gallery: str | None, key_file: Path | None) -> None:
     """Check the signature of the receipt in FILE and say what it tells."""
     from s3clip_runtime.cli.gallery.place import place_of
-    from s3clip_runtime.gallery.receipts import verify
+    from s3clip_runtime.gallery.erasure.receipts import verify
 
     if public_key is not None and gallery is not None:
         raise ConfigError("give --public-key or --gallery, not both")
@@ -119,7 +119,7 @@ def _selection(
     name: str | None, camera: str | None, since: str | None, until: str | None, days: float | None
 ) -> tuple[Selection, str]:
     """Who is meant, and that in words."""
-    from s3clip_runtime.gallery.forget import Selection
+    from s3clip_runtime.gallery.erasure.forget import Selection
 
     seen = {"camera": camera, "since": since, "until": until}
     given = {key: value for key, value in seen.items() if value is not None}
@@ -150,7 +150,7 @@ def _unix_s(option: str, text: str) -> float:
 
 def _pictures(gallery: Gallery, selection: Selection, folder: Path | None) -> tuple[list[Path], list[str]]:
     """The pictures to delete, and the names of others whose pictures cannot be told from these."""
-    from s3clip_runtime.gallery.former_names import all_names
+    from s3clip_runtime.gallery.erasure.former_names import all_names
     from s3clip_runtime.streams.outputs.crops import pictures_of, written_alike
 
     if folder is None:
@@ -168,7 +168,7 @@ def _pictures(gallery: Gallery, selection: Selection, folder: Path | None) -> tu
 
 def _foretell(gallery: Gallery, selection: Selection, asked: str, pictures: int, others: list[str]) -> None:
     """Say what will go, on stderr."""
-    from s3clip_runtime.gallery.forget import foreseen
+    from s3clip_runtime.gallery.erasure.forget import foreseen
 
     with gallery.reading() as book:
         counts, people = foreseen(book, selection)

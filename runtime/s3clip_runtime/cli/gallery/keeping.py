@@ -42,7 +42,7 @@ def restore(place: Place, backup: Path, yes: bool) -> None:
 @click.argument("file", type=PATH)
 def make_key(file: Path) -> None:
     """Write a new key to the new FILE. A gallery that is made with it has its vectors and crops encrypted."""
-    from s3clip_runtime.gallery import vault
+    from s3clip_runtime.gallery.storage import vault
 
     vault.make_key(file)
     click.echo(f"wrote {file}; keep a copy elsewhere: without it what was encrypted is lost")

@@ -12,7 +12,7 @@ from s3clip_runtime.cli.gallery.place import PATH, Place, bundle_option, day, de
 from s3clip_runtime.inference.spec import PLATFORMS
 
 if TYPE_CHECKING:
-    from s3clip_runtime.gallery.open_set import Decision
+    from s3clip_runtime.gallery.open_set.decision import Decision
     from s3clip_runtime.gallery.records import LogEntry
 
 _KINDS = ("known", "unknown", "candidate")
@@ -131,7 +131,7 @@ def log(place: Place, last: int) -> None:
 def info(place: Place) -> None:
     """Show what GALLERY says of itself, and its thresholds."""
     from s3clip_runtime.cli.gallery.calibration import table
-    from s3clip_runtime.gallery.open_set import OpenSet
+    from s3clip_runtime.gallery.open_set.decision import OpenSet
 
     with place.open() as gallery:
         found = gallery.info()

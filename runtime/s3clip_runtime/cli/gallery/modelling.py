@@ -110,7 +110,7 @@ def retire_model(place: Place, space: str, yes: bool) -> None:
 def index(place: Place, bundle: Path, drop: bool) -> None:
     """Build the HNSW index of a bundle's vectors in a gallery on PostgreSQL: the server then searches."""
     from s3clip_runtime.cli.gallery.embedding import space_of
-    from s3clip_runtime.gallery.places import is_server
+    from s3clip_runtime.gallery.storage.places import is_server
     from s3clip_runtime.inference.bundle import Bundle
 
     if not is_server(place.address):
@@ -119,8 +119,8 @@ def index(place: Place, bundle: Path, drop: bool) -> None:
             "exactly in memory and needs none"
         )
     with needs_extra("postgres"):
-        from s3clip_runtime.gallery.postgres import PostgresDatabase
-        from s3clip_runtime.gallery.postgres_search import ServerSearch
+        from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
+        from s3clip_runtime.gallery.storage.postgres_search import ServerSearch
     space = space_of(Bundle.open(bundle))
     with place.open() as gallery:
         database = gallery.database

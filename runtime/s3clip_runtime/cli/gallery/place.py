@@ -55,7 +55,7 @@ class Place:
             GalleryError: as `Gallery.open`, or there is none and none is to be made.
         """
         from s3clip_runtime.gallery.gallery import Gallery
-        from s3clip_runtime.gallery.places import must_exist
+        from s3clip_runtime.gallery.storage.places import must_exist
 
         if not new:
             must_exist(self.address)
@@ -108,7 +108,7 @@ def place_of(text: str, key_file: Path | None) -> Place:
 
 
 def _address(text: str) -> str | Path:
-    from s3clip_runtime.gallery.places import is_server
+    from s3clip_runtime.gallery.storage.places import is_server
 
     if text.startswith(_ENV):
         name = text.removeprefix(_ENV)

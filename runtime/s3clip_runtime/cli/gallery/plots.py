@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.bench.plots import check_installed
 from s3clip_runtime.errors import SinkError
-from s3clip_runtime.gallery.calibrate import searched
-from s3clip_runtime.gallery.estimates import person_weights
-from s3clip_runtime.gallery.open_set import ALL_HEIGHTS, OpenSet, PairCalibration
-from s3clip_runtime.gallery.trials import Found, Looks
+from s3clip_runtime.gallery.open_set.calibrate import searched
+from s3clip_runtime.gallery.open_set.decision import ALL_HEIGHTS, OpenSet, PairCalibration
+from s3clip_runtime.gallery.open_set.estimates import person_weights
+from s3clip_runtime.gallery.open_set.trials import Found, Looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.clips import unpack
 from s3clip_runtime.gallery.records import Prototype
+from s3clip_runtime.gallery.storage.clips import unpack
 from s3clip_runtime.inference.spec import CLIP_LENGTH, SR_SIZE
 from s3clip_runtime.streams.outputs.contact_sheet import write_png
 

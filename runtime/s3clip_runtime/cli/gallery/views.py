@@ -9,8 +9,8 @@ from pathlib import Path
 
 from s3clip_runtime.cli.gallery.embedding import CLIPS_AT_ONCE, Model, clip_of
 from s3clip_runtime.errors import DataError
-from s3clip_runtime.gallery.clips import pack
 from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.storage.clips import pack
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.pictures import natural_key
 from s3clip_runtime.inference.spec import PLATFORMS

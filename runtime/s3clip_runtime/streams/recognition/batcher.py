@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryUnavailable
-from s3clip_runtime.gallery.clips import pack
-from s3clip_runtime.gallery.deciding import Recognised
-from s3clip_runtime.gallery.recogniser import Recogniser
+from s3clip_runtime.gallery.recognition.deciding import Recognised
+from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.gallery.records import Seen
+from s3clip_runtime.gallery.storage.clips import pack
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedded
 from s3clip_runtime.inference.spec import BATCH_PROFILE, PLATFORMS

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.database import Dialect, Halves, statements
-from s3clip_runtime.gallery.upgrade import is_old, upgrade
+from s3clip_runtime.gallery.storage.database import Dialect, Halves, statements
+from s3clip_runtime.gallery.storage.upgrade import is_old, upgrade
 
 _APPLICATION_ID = 0x53334347  # "S3CG": tells our files from other SQLite files
 _BUSY_S = 10.0

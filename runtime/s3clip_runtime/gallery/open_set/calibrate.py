@@ -10,15 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import ConfigError, DataError
-from s3clip_runtime.gallery.estimates import (
-    fnir_at,
-    fpir_at,
-    growth_threshold_at,
-    logistic,
-    people_needed,
-    threshold_at,
-)
-from s3clip_runtime.gallery.open_set import (
+from s3clip_runtime.gallery.open_set.decision import (
     Bucket,
     OpenSet,
     PairCalibration,
@@ -26,7 +18,15 @@ from s3clip_runtime.gallery.open_set import (
     all_heights,
     height_buckets,
 )
-from s3clip_runtime.gallery.trials import Found, Looks, draw_enrolled, search_pair
+from s3clip_runtime.gallery.open_set.estimates import (
+    fnir_at,
+    fpir_at,
+    growth_threshold_at,
+    logistic,
+    people_needed,
+    threshold_at,
+)
+from s3clip_runtime.gallery.open_set.trials import Found, Looks, draw_enrolled, search_pair
 from s3clip_runtime.inference.spec import PLATFORMS, platform_id
 
 TRIALS: Final = 20

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.postgres import PostgresDatabase
-from s3clip_runtime.gallery.prototypes import exact_scores
 from s3clip_runtime.gallery.records import Match
+from s3clip_runtime.gallery.search.prototypes import exact_scores
+from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
 
 M = 16
 """Neighbours of a vector in each layer of the graph."""

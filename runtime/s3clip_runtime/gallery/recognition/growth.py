@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.gallery.book import Views
-from s3clip_runtime.gallery.open_set import Decision, OpenSet
+from s3clip_runtime.gallery.open_set.decision import Decision, OpenSet
 from s3clip_runtime.gallery.records import Match, Seen
+from s3clip_runtime.gallery.storage.book import Views
 
 WINDOW_S: Final = 600.0
 """Two sightings confirm each other within so many seconds: then the person wears the same clothes."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.database import SCHEMA_VERSION
+from s3clip_runtime.gallery.storage.database import SCHEMA_VERSION
 
 _OLD_TABLES = ("meta", "prototype")
 

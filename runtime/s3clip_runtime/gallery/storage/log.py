@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.database import COLUMNS, Database
 from s3clip_runtime.gallery.records import Action, LogEntry
+from s3clip_runtime.gallery.storage.database import COLUMNS, Database
 
 _COLUMNS = ", ".join(COLUMNS["log"])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from s3clip_runtime.errors import ConfigError, GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.database import COLUMNS, Dialect, statements
+from s3clip_runtime.gallery.storage.database import COLUMNS, Dialect, statements
 
 if TYPE_CHECKING:
     import psycopg

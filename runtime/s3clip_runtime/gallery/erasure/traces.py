@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.book import Book
-from s3clip_runtime.gallery.database import Database
-from s3clip_runtime.gallery.forget import Chosen
+from s3clip_runtime.gallery.erasure.forget import Chosen
+from s3clip_runtime.gallery.storage.book import Book
+from s3clip_runtime.gallery.storage.database import Database
 
 _PIECE_BYTES = 16
 _HEAD_BYTES = 8

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from s3clip_runtime.gallery.book import Book
 from s3clip_runtime.gallery.edits import Edits
 from s3clip_runtime.gallery.records import Action
+from s3clip_runtime.gallery.storage.book import Book
 
 What = Literal["identity", "time", "camera", "retention"]
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryUnavailable
-from s3clip_runtime.gallery.deciding import Deciding, Recognised, Remembered, Rules, Tally, answer
 from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.recognition.deciding import Deciding, Recognised, Remembered, Rules, Tally, answer
 from s3clip_runtime.gallery.records import Seen
 
 _log = logging.getLogger(__name__)

@@ -10,14 +10,14 @@ from typing import Final
 
 import numpy as np
 
-from s3clip_runtime.gallery.book import Book, Views
 from s3clip_runtime.gallery.edits import Edits
-from s3clip_runtime.gallery.growth import Growth, sure
-from s3clip_runtime.gallery.memory import Memory
-from s3clip_runtime.gallery.open_set import Decision, decide
-from s3clip_runtime.gallery.prototypes import Prototypes
+from s3clip_runtime.gallery.open_set.decision import Decision, decide
+from s3clip_runtime.gallery.recognition.growth import Growth, sure
+from s3clip_runtime.gallery.recognition.travel import Travel
 from s3clip_runtime.gallery.records import Action, Identity, Match, Origin, Seen, Sighting
-from s3clip_runtime.gallery.travel import Travel
+from s3clip_runtime.gallery.search.memory import Memory
+from s3clip_runtime.gallery.search.prototypes import Prototypes
+from s3clip_runtime.gallery.storage.book import Book, Views
 
 _TRACKS_S: Final = 600.0
 """A track that is cut because it is long goes on at once; so long its identity is remembered."""
@@ -259,5 +259,5 @@ def answer(memory: Memory, rules: Rules, seen: Seen, matches: Sequence[Match]) -
 
 
 def verdict(memory: Memory, rules: Rules, seen: Seen, matches: Sequence[Match]) -> Decision:
-    """`open_set.decide` with the gallery's calibration."""
+    """`decision.decide` with the gallery's calibration."""
     return decide(matches, memory.open_set, rules.threshold, platform=seen.platform, height_px=seen.height_px)

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.book import Book
-from s3clip_runtime.gallery.database import COLUMNS, Database
-from s3clip_runtime.gallery.forget import forget_again, forgotten
-from s3clip_runtime.gallery.sqlite import SqliteDatabase
+from s3clip_runtime.gallery.erasure.forget import forget_again, forgotten
+from s3clip_runtime.gallery.storage.book import Book
+from s3clip_runtime.gallery.storage.database import COLUMNS, Database
+from s3clip_runtime.gallery.storage.sqlite import SqliteDatabase
 
 _ROWS = 1000
 """Read at a time: 2.6 MB of vectors."""

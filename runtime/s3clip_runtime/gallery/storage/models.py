@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.book import Book, Views
-from s3clip_runtime.gallery.clips import unpack
 from s3clip_runtime.gallery.records import Identity, Prototype, Space
+from s3clip_runtime.gallery.storage.book import Book, Views
+from s3clip_runtime.gallery.storage.clips import unpack
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.spec import platform_id
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.database import COLUMNS, Halves
-from s3clip_runtime.gallery.postgres_connection import (
+from s3clip_runtime.gallery.storage.database import COLUMNS, Halves
+from s3clip_runtime.gallery.storage.postgres_connection import (
     LOCK_S,
     UPKEEP_S,
     Address,

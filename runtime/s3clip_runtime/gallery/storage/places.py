@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.database import Database
-from s3clip_runtime.gallery.memory import ServerSearch
 from s3clip_runtime.gallery.records import Space
-from s3clip_runtime.gallery.sqlite import SqliteDatabase
+from s3clip_runtime.gallery.search.memory import ServerSearch
+from s3clip_runtime.gallery.storage.database import Database
+from s3clip_runtime.gallery.storage.sqlite import SqliteDatabase
 
 _SERVER = ("postgresql://", "postgres://")
 
@@ -27,7 +27,7 @@ def open_database(address: str | Path | None) -> Database:
     if address is None:
         return SqliteDatabase(None)
     if is_server(address):
-        from s3clip_runtime.gallery.postgres import PostgresDatabase  # needs the extra `postgres`
+        from s3clip_runtime.gallery.storage.postgres import PostgresDatabase  # needs the extra `postgres`
 
         return PostgresDatabase.open(str(address))
     return SqliteDatabase(Path(address))
@@ -37,8 +37,8 @@ def server_search(database: Database, space: Space) -> ServerSearch | None:
     """Search on the server where it has an index of the space (`s3clip-gallery index`), else None: memory."""
     if isinstance(database, SqliteDatabase):
         return None
-    from s3clip_runtime.gallery.postgres import PostgresDatabase
-    from s3clip_runtime.gallery.postgres_search import ServerSearch
+    from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
+    from s3clip_runtime.gallery.storage.postgres_search import ServerSearch
 
     if not isinstance(database, PostgresDatabase):
         return None

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.book import Book
-from s3clip_runtime.gallery.database import Halves
-from s3clip_runtime.gallery.open_set import OpenSet
-from s3clip_runtime.gallery.prototypes import Prototypes
+from s3clip_runtime.gallery.open_set.decision import OpenSet
 from s3clip_runtime.gallery.records import Identity, Match, Space
+from s3clip_runtime.gallery.search.prototypes import Prototypes
+from s3clip_runtime.gallery.storage.book import Book
+from s3clip_runtime.gallery.storage.database import Halves
 
 _UNIT_TOLERANCE = 1e-3
 """Largest |length - 1| of a vector. float16 stays far below, unnormalised or damaged vectors far above."""
@@ -80,6 +80,11 @@ class Memory:
 
     def _load(self) -> None:
         """Read everything before anything is given up: what was known stays if reading fails."""
+        if self.space not in self._book.spaces():  # retired, or a backup without it was restored
+            raise GalleryError(
+                f"{self._book.database.name} holds no embeddings of space {self.space.hash} any more; "
+                "run with a bundle whose space `s3clip-gallery info` lists"
+            )
         by_id = {identity.id: identity for identity in self._book.identities()}
         prototypes = Prototypes(self.space.dim)
         if self._server is None:

@@ -197,7 +197,7 @@ CREATE TABLE backup (
 def statements(dialect: Dialect) -> list[str]:
     """The statements that make the tables.
 
-    `space`: embedding spaces; `open_set` is the calibration of `open_set.OpenSet` as JSON. `identity`: id is
+    `space`: embedding spaces; `open_set` is the calibration of `decision.OpenSet` as JSON. `identity`: id is
     random and tells nothing, so that the log may go on naming it after the person was forgotten.
     `prototype`: exactly one of `vector` and `sealed` (encrypted) is there; `clip` names the crops it was made
     of, where they were kept. `clip`: pictures as of `clips.pack`, encrypted if vectors are. `sighting`: final

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.gallery.trials import Found, Ints
+from s3clip_runtime.gallery.open_set.trials import Found, Ints
 from s3clip_runtime.inference.evidence import Interval
 from s3clip_runtime.inference.ranking import bootstrap_interval
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.gallery.database import Halves
+from s3clip_runtime.gallery.storage.database import Halves
 
 _ROWS = 64
 """Rows of a step: they stay in the processor's cache."""

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.database import COLUMNS, SCHEMA_VERSION, Database, Halves
-from s3clip_runtime.gallery.log import Author, Log
 from s3clip_runtime.gallery.records import (
     GalleryInfo,
     Identity,
@@ -25,7 +23,9 @@ from s3clip_runtime.gallery.records import (
     Sighting,
     Space,
 )
-from s3clip_runtime.gallery.vault import Vault
+from s3clip_runtime.gallery.storage.database import COLUMNS, SCHEMA_VERSION, Database, Halves
+from s3clip_runtime.gallery.storage.log import Author, Log
+from s3clip_runtime.gallery.storage.vault import Vault
 
 _IDENTITY = ", ".join(COLUMNS["identity"])
 _PROTOTYPE = ", ".join(COLUMNS["prototype"][:-2])  # without its numbers

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.backup import discard_unfinished
-from s3clip_runtime.gallery.book import Book
-from s3clip_runtime.gallery.database import Database
-from s3clip_runtime.gallery.forget import Chosen, Selection, choose, choose_people, remove
-from s3clip_runtime.gallery.receipts import BackupErasure, Receipt, Signer
-from s3clip_runtime.gallery.sqlite import SqliteDatabase
-from s3clip_runtime.gallery.traces import still_there, traces
+from s3clip_runtime.gallery.erasure.forget import Chosen, Selection, choose, choose_people, remove
+from s3clip_runtime.gallery.erasure.receipts import BackupErasure, Receipt, Signer
+from s3clip_runtime.gallery.erasure.traces import still_there, traces
+from s3clip_runtime.gallery.storage.backup import discard_unfinished
+from s3clip_runtime.gallery.storage.book import Book
+from s3clip_runtime.gallery.storage.database import Database
+from s3clip_runtime.gallery.storage.sqlite import SqliteDatabase
 
 _OUT_OF_REACH = (
     "blocks that the file system or the disk keeps of deleted files",

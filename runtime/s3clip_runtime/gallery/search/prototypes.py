@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.database import Halves
-from s3clip_runtime.gallery.halves import loses_small_numbers, widened
 from s3clip_runtime.gallery.records import Match
+from s3clip_runtime.gallery.search.halves import loses_small_numbers, widened
+from s3clip_runtime.gallery.storage.database import Halves
 from s3clip_runtime.inference.spec import PLATFORMS
 
 BLOCK = 2048
