@@ -76,6 +76,16 @@ def test_enrol_list_search_and_forget(tmp_path: Path, people: Path, bundle: Path
     assert list(kinds(gallery)) == ["bert"]
 
 
+def test_create_makes_an_empty_gallery_once(tmp_path: Path, people: Path, bundle: Path) -> None:
+    gallery = tmp_path / "g"
+    assert told("create", gallery, "--bundle", bundle) == [f"made gallery {gallery}"]
+    assert kinds(gallery) == {}
+    before = gallery.read_bytes()
+    assert "there is a file already" in refused("create", gallery, "--bundle", bundle)
+    assert gallery.read_bytes() == before
+    assert list(kinds(enrolled(gallery, people, bundle))) == ["anna", "bert", "cara"]
+
+
 def test_a_search_decides_by_the_threshold_and_is_written_to_the_log(
     tmp_path: Path, people: Path, bundle: Path
 ) -> None:

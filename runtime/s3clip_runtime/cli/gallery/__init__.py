@@ -21,6 +21,7 @@ def main() -> None:
 
 
 for _command in (
+    keeping.create,
     enrolling.enrol,
     enrolling.enrol_folder,
     enrolling.enrol_video,

@@ -1,4 +1,4 @@
-"""Commands that keep a gallery: backup, restore, and its key."""
+"""Commands that make and keep a gallery: create, backup, restore, and its key."""
 
 from __future__ import annotations
 
@@ -6,8 +6,23 @@ from pathlib import Path
 
 import click
 
-from s3clip_runtime.cli.gallery.place import PATH, Place, confirm, on_gallery, yes_option
+from s3clip_runtime.cli.gallery.place import PATH, Place, bundle_option, confirm, on_gallery, yes_option
 from s3clip_runtime.errors import GalleryError
+
+
+@click.command()
+@on_gallery
+@bundle_option
+def create(place: Place, bundle: Path) -> None:
+    """Make an empty GALLERY for a bundle: for a run that meets unknown people, or with --key-file."""
+    from s3clip_runtime.cli.gallery.embedding import space_of
+    from s3clip_runtime.gallery.storage.places import is_server
+    from s3clip_runtime.inference.bundle import Bundle
+
+    if not is_server(place.address) and Path(place.address).exists():
+        raise GalleryError(f"gallery {place.address}: there is a file already; name a new one")
+    with place.open(space_of(Bundle.open(bundle)), new=True) as gallery:
+        click.echo(f"made {gallery.database.name}")
 
 
 @click.command()

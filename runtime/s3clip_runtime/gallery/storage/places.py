@@ -53,4 +53,6 @@ def must_exist(address: str | Path) -> None:
         GalleryError: there is no such file.
     """
     if not is_server(address) and not Path(address).is_file():
-        raise GalleryError(f"gallery {address}: there is no such file; make one with s3clip-gallery enrol")
+        raise GalleryError(
+            f"gallery {address}: there is no such file; make one with s3clip-gallery create or enrol"
+        )
