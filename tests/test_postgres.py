@@ -245,7 +245,7 @@ def files_with(postgres: Postgres, needle: bytes) -> list[str]:
 
 @pytest.mark.parametrize("dim", [64, 1280])
 def test_no_file_holds_a_scrubbed_vector(postgres: Postgres, database: PostgresDatabase, dim: int) -> None:
-    from s3clip_runtime.gallery.storage.postgres_search import ServerSearch
+    from s3clip_runtime.gallery.search.server import ServerSearch
 
     vectors = unit(np.random.default_rng(), 40, dim)  # no other test leaves the same ones on the server
     database.run_many(PROTOTYPE, [(f"person{i}", database.packed(row)) for i, row in enumerate(vectors)])

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery.records import Match
+from s3clip_runtime.gallery.search.server import EF_SEARCH, ServerSearch
 from s3clip_runtime.gallery.storage.database import Halves
 from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
-from s3clip_runtime.gallery.storage.postgres_search import EF_SEARCH, ServerSearch
 
 Row = tuple[str, str | None]
 
@@ -186,7 +186,7 @@ def test_an_index_is_built_by_one_box_while_others_write(dsn: str, database: Pos
     fill(database, rows, unit(np.random.default_rng(6).standard_normal((50, 16))))
     code = (
         "import sys\nfrom s3clip_runtime.gallery.storage.postgres import PostgresDatabase\n"
-        "from s3clip_runtime.gallery.storage.postgres_search import ServerSearch\n"
+        "from s3clip_runtime.gallery.search.server import ServerSearch\n"
         "ServerSearch(PostgresDatabase.open(sys.argv[1])).make_index('space', 16)"
     )
     writer = PostgresDatabase.open(dsn)

@@ -25,9 +25,9 @@ from s3clip_runtime.gallery.open_set.decision import OpenSet
 from s3clip_runtime.gallery.recognition.deciding import Rules
 from s3clip_runtime.gallery.recognition.recogniser import Recogniser
 from s3clip_runtime.gallery.records import Space
+from s3clip_runtime.gallery.search.server import ServerSearch
 from s3clip_runtime.gallery.storage.clips import unpack
 from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
-from s3clip_runtime.gallery.storage.postgres_search import ServerSearch
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
 from s3clip_runtime.inference.embedder import Embedder

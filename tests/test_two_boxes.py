@@ -22,8 +22,8 @@ from made_looks import SPACE, leaning, made_open_set, opened
 from postgres_server import Postgres
 
 from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.search.server import ServerSearch
 from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
-from s3clip_runtime.gallery.storage.postgres_search import ServerSearch
 
 pytestmark = pytest.mark.slow
 

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from benchmarks.gallery.memory import spread
 from benchmarks.gallery.records import IndexRow, OnServer, SizeRow
 from s3clip_runtime.bench.records import Spread
+from s3clip_runtime.gallery.search.server import EF_CONSTRUCTION, EF_SEARCH, M, ServerSearch
 from s3clip_runtime.gallery.storage.database import Halves
 from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
-from s3clip_runtime.gallery.storage.postgres_search import EF_CONSTRUCTION, EF_SEARCH, M, ServerSearch
 
 VIEWS = 10
 NOISE = 0.73

@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
+from s3clip_runtime.gallery.backup import back_up, open_backup, restore
 from s3clip_runtime.gallery.edits import Edits
 from s3clip_runtime.gallery.erasure import request
 from s3clip_runtime.gallery.erasure.forget import Selection, expire
 from s3clip_runtime.gallery.erasure.receipts import Receipt
+from s3clip_runtime.gallery.models import Carried, Embed, add_model, retire_model
 from s3clip_runtime.gallery.open_set.decision import Decision, OpenSet, decide
 from s3clip_runtime.gallery.records import (
     GalleryInfo,
@@ -37,12 +39,11 @@ from s3clip_runtime.gallery.records import (
     Space,
 )
 from s3clip_runtime.gallery.search.memory import Memory, unit_fault
-from s3clip_runtime.gallery.storage.backup import back_up, open_backup, restore
+from s3clip_runtime.gallery.search.server import server_search
 from s3clip_runtime.gallery.storage.book import Book, Views
 from s3clip_runtime.gallery.storage.database import Database
 from s3clip_runtime.gallery.storage.log import Author
-from s3clip_runtime.gallery.storage.models import Carried, Embed, add_model, retire_model
-from s3clip_runtime.gallery.storage.places import open_database, server_search
+from s3clip_runtime.gallery.storage.places import open_database
 from s3clip_runtime.gallery.storage.vault import Vault
 from s3clip_runtime.inference.spec import platform_id
 

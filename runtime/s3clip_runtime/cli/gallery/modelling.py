@@ -119,8 +119,8 @@ def index(place: Place, bundle: Path, drop: bool) -> None:
             "exactly in memory and needs none"
         )
     with needs_extra("postgres"):
+        from s3clip_runtime.gallery.search.server import ServerSearch
         from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
-        from s3clip_runtime.gallery.storage.postgres_search import ServerSearch
     space = space_of(Bundle.open(bundle))
     with place.open() as gallery:
         database = gallery.database

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
+from s3clip_runtime.gallery.backup import discard_unfinished
 from s3clip_runtime.gallery.erasure.forget import Chosen, Selection, choose, choose_people, remove
 from s3clip_runtime.gallery.erasure.receipts import BackupErasure, Receipt, Signer
 from s3clip_runtime.gallery.erasure.traces import still_there, traces
-from s3clip_runtime.gallery.storage.backup import discard_unfinished
 from s3clip_runtime.gallery.storage.book import Book
 from s3clip_runtime.gallery.storage.database import Database
 from s3clip_runtime.gallery.storage.sqlite import SqliteDatabase

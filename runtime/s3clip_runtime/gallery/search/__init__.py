@@ -1,1 +1,1 @@
-"""Exact search in memory, which vectors are kept for it, and how memory follows the database."""
+"""Exact search in memory, and on a server; which vectors are kept for it; how memory follows the log."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +11,12 @@ from s3clip_runtime.errors import GalleryError
 from s3clip_runtime.gallery.open_set.decision import OpenSet
 from s3clip_runtime.gallery.records import Identity, Match, Space
 from s3clip_runtime.gallery.search.prototypes import Prototypes
+from s3clip_runtime.gallery.search.server import ServerSearch
 from s3clip_runtime.gallery.storage.book import Book
 from s3clip_runtime.gallery.storage.database import Halves
 
 _UNIT_TOLERANCE = 1e-3
 """Largest |length - 1| of a vector. float16 stays far below, unnormalised or damaged vectors far above."""
-
-
-class ServerSearch(Protocol):
-    """A database that searches by itself: galleries that are larger than memory."""
-
-    def nearest(self, space: str, queries: NDArray[np.float32], k: int) -> list[list[Match]]:
-        """As `Prototypes.search`, among the prototypes of a space."""
 
 
 class Memory:

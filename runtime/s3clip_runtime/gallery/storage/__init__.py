@@ -1,1 +1,1 @@
-"""Where a gallery lies: SQLite and PostgreSQL, the rows in them, copies, models and keys."""
+"""Where a gallery lies: SQLite and PostgreSQL, the rows in them, and keys."""

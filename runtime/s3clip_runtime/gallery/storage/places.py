@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from s3clip_runtime.errors import GalleryError
-from s3clip_runtime.gallery.records import Space
-from s3clip_runtime.gallery.search.memory import ServerSearch
 from s3clip_runtime.gallery.storage.database import Database
 from s3clip_runtime.gallery.storage.sqlite import SqliteDatabase
 
@@ -31,19 +29,6 @@ def open_database(address: str | Path | None) -> Database:
 
         return PostgresDatabase.open(str(address))
     return SqliteDatabase(Path(address))
-
-
-def server_search(database: Database, space: Space) -> ServerSearch | None:
-    """Search on the server where it has an index of the space (`s3clip-gallery index`), else None: memory."""
-    if isinstance(database, SqliteDatabase):
-        return None
-    from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
-    from s3clip_runtime.gallery.storage.postgres_search import ServerSearch
-
-    if not isinstance(database, PostgresDatabase):
-        return None
-    search = ServerSearch(database)
-    return search if search.index(space.hash) else None
 
 
 def must_exist(address: str | Path) -> None:

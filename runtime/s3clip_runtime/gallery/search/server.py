@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3clip_runtime.errors import GalleryError, GalleryUnavailable
-from s3clip_runtime.gallery.records import Match
+from s3clip_runtime.gallery.records import Match, Space
 from s3clip_runtime.gallery.search.prototypes import exact_scores
+from s3clip_runtime.gallery.storage.database import Database
 from s3clip_runtime.gallery.storage.postgres import PostgresDatabase
 
 M = 16
@@ -160,6 +161,14 @@ class ServerSearch:
             if name not in best or score > best[name].score:
                 best[name] = Match(name, score, platform)
         return sorted(best.values(), key=lambda match: (-match.score, match.identity))[:k]
+
+
+def server_search(database: Database, space: Space) -> ServerSearch | None:
+    """Search on the server where it has an index of the space (`s3clip-gallery index`), else None: memory."""
+    if not isinstance(database, PostgresDatabase):
+        return None
+    search = ServerSearch(database)
+    return search if search.index(space.hash) else None
 
 
 def _index_name(space: str) -> str:
