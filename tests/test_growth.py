@@ -76,8 +76,10 @@ def test_two_good_sightings_add_both_views(gallery: Gallery, monkeypatch: pytest
     assert [entry.action for entry in gallery.log()][-2:] == ["grow", "grow"]
     seen = leaning({ANNA: GROWTH + 0.02, BERT: THRESHOLD - 0.02}, 50)
     assert gallery.search(seen[None], 1)[0][0].score == pytest.approx(1.0, abs=1e-3)
-    gallery.undo()
+    gallery.undo(gallery.log()[-1].seq)
     assert len(gallery.show("Anna")[1]) == 2
+    undone = gallery.undo()  # of what people did, not of the growth that is left
+    assert undone.action == "enrol"
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,7 @@ def test_expire_erases_who_was_not_met_again(tmp_path: Path) -> None:
 
 def test_what_could_not_be_committed_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "_BUSY_S", 0.05)
+    monkeypatch.setattr("s3clip_runtime.gallery.recognition.recogniser._LONG_WAIT_S", 0.04)
     path = tmp_path / "people.sqlite"
     with opened(path) as gallery:
         gallery.calibrate(made_open_set())
@@ -259,7 +260,12 @@ def test_what_could_not_be_committed_leaves_no_trace(tmp_path: Path, monkeypatch
         assert [each.identity and each.identity.name for each in found] == [None, "Anna", "Anna"]
         assert (recogniser.unwritten, recogniser.tally.met) == (2, 0)
         assert "people.sqlite" in recogniser.trouble
+        # It is not waited for again and again: the next looks are answered at once.
+        began_s = time.monotonic()
+        assert one(recogniser, look(leaning({0: 1.0}), "2", final=False)).identity is not None
+        assert time.monotonic() - began_s < 0.04
         reader.close()
+        time.sleep(0.5)
         assert name_of(one(recogniser, look(leaning({3: 1.0}), "4"))).startswith("unknown-")
         assert (recogniser.trouble, recogniser.unwritten, recogniser.tally.met) == ("", 2, 1)
         assert (count(gallery, "identity"), count(gallery, "sighting")) == (2, 1)

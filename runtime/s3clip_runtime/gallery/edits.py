@@ -122,7 +122,7 @@ class Edits:
         self.book.log.append("calibrate")
 
     def undo(self, seq: int | None = None) -> LogEntry:
-        """Take one change back: entry `seq` of the log, or the newest that can be undone; returns it.
+        """Take one change back: entry `seq` of the log, or the newest that a person made; returns it.
 
         Prototypes that were dropped by a bound do not come back.
         """
@@ -134,11 +134,11 @@ class Edits:
 
     def _undoable(self, seq: int | None) -> LogEntry:
         if seq is None:
-            newest = reversed(self.book.log.entries())
-            entry = next((one for one in newest if one.action in undoing and _open(one)), None)
-            if entry is None:
+            # What runs do by themselves comes in between at any moment: nobody means that by the last change.
+            newest = self.book.log.newest_of([action for action in undoing if action != "grow"])
+            if newest is None:
                 raise GalleryError("the log holds nothing that can be undone; see s3clip-gallery log")
-            return entry
+            return newest
         entry = self.book.log.entry(seq)
         if entry is None or entry.action not in undoing or not _open(entry):
             what = (

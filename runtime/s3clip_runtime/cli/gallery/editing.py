@@ -60,7 +60,7 @@ def split(place: Place, identity: str, prototypes: str, into: str) -> None:
 @on_gallery
 @click.argument("seq", required=False, type=click.IntRange(min=1))
 def undo(place: Place, seq: int | None) -> None:
-    """Take back entry SEQ of the log, or the newest that can be undone."""
+    """Take back entry SEQ of the log, or the newest change that a person made."""
     with place.open() as gallery:
         entry = gallery.undo(seq)
     click.echo(f"undone: entry {entry.seq}, {entry.action}")

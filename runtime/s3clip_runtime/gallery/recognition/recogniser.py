@@ -7,6 +7,7 @@ transaction of the gallery: two boxes never give two ids to one person for want 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,6 +23,11 @@ _log = logging.getLogger(__name__)
 
 MATCHES: Final = 10
 """Identities that a decision may choose from: those that time forbids are left out."""
+
+_LONG_WAIT_S = 1.0
+_RETRY_TIMES: Final = 4
+"""After a long wait of t seconds for a database in vain it is not asked for 4 t: looks wait a fifth of the
+time. One that fails at once is asked every time."""
 
 
 class Recogniser:
@@ -44,6 +50,7 @@ class Recogniser:
         self.open_set = gallery.open_set
         """The calibration, as of the last batch; None: there is none."""
         self._remembered = Remembered()
+        self._retry_s = 0.0
 
     @property
     def tally(self) -> Tally:
@@ -63,6 +70,9 @@ class Recogniser:
         rules = self.rules  # one batch goes by one set
         writes = rules.writes and any(seen.final for seen in batch)
         vectors = self.gallery.checked(np.stack([seen.vector for seen in batch]))
+        began_s = time.monotonic()
+        if began_s < self._retry_s:
+            return self._by_memory(batch, vectors, rules)
         try:
             if writes:
                 found = self._decided(batch, vectors, rules)
@@ -73,9 +83,10 @@ class Recogniser:
             if not self.trouble:
                 _log.warning("%s; people are recognised by what is known, nothing is remembered", error)
             self.trouble = str(error)
-            if rules.writes:
-                self.unwritten += sum(seen.final for seen in batch)
-            return self._asked(batch, vectors, rules)
+            waited_s = time.monotonic() - began_s
+            if waited_s >= _LONG_WAIT_S:
+                self._retry_s = time.monotonic() + _RETRY_TIMES * waited_s
+            return self._by_memory(batch, vectors, rules)
         finally:
             self._note()
         # That it can be read shows not that it can be written.
@@ -83,6 +94,13 @@ class Recogniser:
             _log.warning("the gallery can be used again")
             self.trouble = ""
         return found
+
+    def _by_memory(
+        self, batch: Sequence[Seen], vectors: NDArray[np.float32], rules: Rules
+    ) -> list[Recognised]:
+        if rules.writes:
+            self.unwritten += sum(seen.final for seen in batch)
+        return self._asked(batch, vectors, rules)
 
     def _decided(self, batch: Sequence[Seen], vectors: NDArray[np.float32], rules: Rules) -> list[Recognised]:
         with self.gallery.deciding() as decisions:

@@ -278,9 +278,7 @@ class Book:
             for row in self.database.rows("SELECT clip FROM prototype WHERE id = ?", *one)
         ]
         self.database.run_many("DELETE FROM prototype WHERE id = ?", erased)
-        lonely = (
-            "DELETE FROM clip WHERE id = ? AND id NOT IN (SELECT clip FROM prototype WHERE clip IS NOT NULL)"
-        )
+        lonely = "DELETE FROM clip WHERE id = ? AND NOT EXISTS (SELECT 1 FROM prototype WHERE clip = clip.id)"
         self.database.run_many(lonely, [row for row in clips if row[0] is not None])
 
     # Crops

@@ -153,6 +153,7 @@ CREATE TABLE prototype (
     sealed {blob}
 );
 CREATE INDEX prototype_identity ON prototype (identity);
+CREATE INDEX prototype_clip ON prototype (clip);
 
 CREATE TABLE sighting (
     id {key},

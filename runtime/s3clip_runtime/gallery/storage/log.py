@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,15 @@ class Log:
     def entry(self, seq: int) -> LogEntry | None:
         """The entry of this number."""
         rows = self._database.rows(f"SELECT {_COLUMNS} FROM log WHERE seq = ?", seq)
+        return _entry(rows[0]) if rows else None
+
+    def newest_of(self, actions: Collection[Action]) -> LogEntry | None:
+        """The newest entry with one of these actions that was not undone, and tells how to undo it."""
+        query = (
+            f"SELECT {_COLUMNS} FROM log WHERE action IN ({', '.join('?' * len(actions))}) "
+            "AND undone IS NULL AND detail <> '{}' ORDER BY seq DESC LIMIT 1"
+        )
+        rows = self._database.rows(query, *actions)
         return _entry(rows[0]) if rows else None
 
     def mark_undone(self, seq: int, by: int) -> None:
