@@ -13,6 +13,7 @@ from s3clip_runtime.errors import GalleryError, GalleryUnavailable
 from s3clip_runtime.gallery.erasure.forget import forget_again, forgotten
 from s3clip_runtime.gallery.storage.book import Book
 from s3clip_runtime.gallery.storage.database import COLUMNS, Database
+from s3clip_runtime.gallery.storage.folders import sync_folder
 from s3clip_runtime.gallery.storage.sqlite import SqliteDatabase
 
 _ROWS = 1000
@@ -41,7 +42,7 @@ def back_up(book: Book, path: Path) -> None:
         finally:
             target.close()
         os.replace(_part(path), path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise GalleryError(f"backup {path}: cannot be written ({error.strerror}); check the path") from error
     finally:
@@ -155,15 +156,6 @@ def _note(book: Book, path: Path) -> None:
 
 def _forget_note(book: Book, path: Path) -> None:
     book.database.run("DELETE FROM backup WHERE path = ? AND box = ?", str(path), book.log.author.box)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A power cut must not take the name of a backup that was acknowledged."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _copy(source: Database, target: Database) -> None:

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from s3clip_runtime.errors import ConfigError, GalleryError
+from s3clip_runtime.gallery.storage.folders import sync_folder
 
 KEY_BYTES = 32
 OVERHEAD = 1 + 12 + 16
@@ -141,20 +142,11 @@ def make_key(path: Path) -> None:
             file.write(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
             file.flush()
             os.fsync(fd)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             path.unlink()  # ours: nothing was there before
         raise ConfigError(f"key file {path}: cannot be written ({error.strerror}); check the disk") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """A power cut must not take the name of a key that a gallery already needs."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _read(key_file: Path) -> bytes:
