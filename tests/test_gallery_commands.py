@@ -430,7 +430,7 @@ def test_help_loads_nothing_heavy_and_answers_in_under_a_second() -> None:
 
 def test_every_command_has_a_line_of_help() -> None:
     wanted = (
-        "add-model backup calibrate enrol enrol-folder enrol-video expire forget index info list log "
+        "add-model backup calibrate create enrol enrol-folder enrol-video expire forget index info list log "
         + ("make-key merge name note rename restore retire-model search show split undo verify-receipt")
     )
     assert sorted(main.commands) == wanted.split()
