@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from s3clip_runtime.gallery.storage.upgrade import is_old, upgrade
 
 _APPLICATION_ID = 0x53334347  # "S3CG": tells our files from other SQLite files
 _BUSY_S = 10.0
+_POLL_S = 0.002
+"""Pause between two tries to begin. SQLite itself tries ten times a second: beside another process that
+writes all the time it got its turn after 5 to 10 s, this way within 0.3 s."""
+
 _PAGE_BYTES = 16384
 """Six vectors of 1280 numbers a page; SQLite's 4096 would hold one and waste a third of the file."""
 
@@ -85,7 +90,7 @@ class SqliteDatabase:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing, one writer at a time; on the disk when it ends."""
-        with self._spanning("BEGIN IMMEDIATE"):
+        with self._spanning(self._begin_writing):
             yield
 
     @contextmanager
@@ -94,7 +99,7 @@ class SqliteDatabase:
         if self._connection.in_transaction:  # nobody else can write: the transaction is one state
             yield
             return
-        with self._spanning("BEGIN"):
+        with self._spanning(lambda: self._connection.execute("BEGIN")):
             yield
 
     def packed(self, vector: Halves) -> object:
@@ -166,9 +171,9 @@ class SqliteDatabase:
         return bool(self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
     @contextmanager
-    def _spanning(self, begin: str) -> Iterator[None]:
+    def _spanning(self, begin: Callable[[], object]) -> Iterator[None]:
         with self._explained():
-            self._connection.execute(begin)
+            begin()
         try:
             yield
             with self._explained():
@@ -176,6 +181,21 @@ class SqliteDatabase:
         except BaseException:
             self._roll_back()
             raise
+
+    def _begin_writing(self) -> None:
+        end_s = time.monotonic() + _BUSY_S
+        self._connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            while True:
+                try:
+                    self._connection.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError as error:
+                    if _kind(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= end_s:
+                        raise
+                time.sleep(_POLL_S)
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * _BUSY_S)}")
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
@@ -190,8 +210,7 @@ class SqliteDatabase:
         except sqlite3.ProgrammingError:
             raise  # such as use after close: a bug, not a fault of the file
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            # The low byte is the kind of error. Text that is no UTF-8, also in SQLite's message, has none.
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+            code = _kind(error)
             if code in _DAMAGE:
                 rule = f"{self._name}: {error}; the file is damaged; restore it from a backup"
                 raise GalleryError(rule) from error
@@ -200,6 +219,11 @@ class SqliteDatabase:
             else:
                 cure = "check the path, its permissions and the free space"
             raise GalleryUnavailable(f"{self._name}: {error}; {cure}") from error
+
+
+def _kind(error: Exception) -> int:
+    """The low byte of SQLite's error code. Text that is no UTF-8, also in SQLite's message, has none."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)) & 0xFF
 
 
 def _is_filled(path: Path) -> bool:
