@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from postgres_server import dsn as dsn
-from postgres_server import postgres as postgres
 from tiny_bundle import SPACE
 
 from s3clip_runtime.gallery.gallery import Gallery

@@ -12,10 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gallery_stores import DIM, Place, Vectors, brute_force, filled, opened, units
-from gallery_stores import dsn as dsn
 from gallery_stores import place as place
 from gallery_stores import places as places
-from gallery_stores import postgres as postgres
 from tiny_bundle import SPACE
 
 from s3clip_runtime.errors import ConfigError, GalleryError

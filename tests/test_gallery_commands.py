@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -17,8 +17,6 @@ import pytest
 from click.testing import CliRunner
 from gallery_world import call, refused, rows, save_person, told
 from PIL import Image
-from postgres_server import dsn as dsn
-from postgres_server import postgres as postgres
 from tiny_bundle import SPACE, edit_manifest, write_tiny_bundle
 from worlds import write_block_world
 
@@ -103,9 +101,9 @@ def test_a_search_decides_by_the_threshold_and_is_written_to_the_log(
     with Gallery.open(gallery, None) as opened:
         first, second = opened.log()[len(before) :]
     assert (first.action, first.identity, first.detail["verdict"]) == ("search", ids["anna"], "match")
-    assert first.detail["found"][0] == ids["anna"]  # type: ignore[index]
+    assert cast(list[str], first.detail["found"])[0] == ids["anna"]
     assert (second.identity, second.detail["verdict"]) == (None, "unknown")
-    assert set(second.detail["found"]) <= set(ids.values())  # type: ignore[call-overload]
+    assert set(cast(list[str], second.detail["found"])) <= set(ids.values())
     assert [row[4:6] for row in rows(told("log", gallery, "--last", "2"))] == [
         ["search", "anna"],
         ["search", "-"],

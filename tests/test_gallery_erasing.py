@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gallery_world import call, refused, rows, save_person, told
 from tiny_bundle import write_tiny_bundle
 
 from s3clip_runtime.gallery.gallery import Gallery
-from s3clip_runtime.gallery.records import Sighting
+from s3clip_runtime.gallery.records import Kind, Sighting
 
 DAY_S = 86_400
 
@@ -40,7 +41,7 @@ def names(gallery: Path) -> list[str]:
     return [row[0] for row in rows(told("list", gallery))]
 
 
-def forget(gallery: Path, *words: str | Path) -> dict[str, object]:
+def forget(gallery: Path, *words: str | Path) -> dict[str, Any]:
     """The receipt of an erasure that works."""
     file = gallery.with_name(f"receipt-{time.monotonic_ns()}.json")
     assert told("forget", gallery, *words, "--yes", "--receipt", file)[-1] == f"wrote {file}"
@@ -157,8 +158,13 @@ def test_forget_by_age_leaves_what_was_enrolled(gallery: Path) -> None:
 
 def test_expire_erases_unknown_people_whom_nobody_saw(gallery: Path) -> None:
     with Gallery.open(gallery, None) as opened, opened.database.transaction():
-        for name, kind, days in (("u1", "unknown", 40), ("u2", "unknown", 5), ("c1", "candidate", 5)):
-            made = opened._book.add_identity(name, kind)  # type: ignore[arg-type]
+        people: list[tuple[str, Kind, int]] = [
+            ("u1", "unknown", 40),
+            ("u2", "unknown", 5),
+            ("c1", "candidate", 5),
+        ]
+        for name, kind, days in people:
+            made = opened._book.add_identity(name, kind)
             added_s = time.time() - days * DAY_S
             opened.database.run("UPDATE identity SET added_s = ? WHERE id = ?", added_s, made.id)
     assert "expire needs a limit" in refused("expire", gallery)
@@ -183,7 +189,7 @@ def test_pictures_that_a_run_wrote_go_too(tmp_path: Path, gallery: Path) -> None
     for name in ("anna.jpg", "holiday_gate_anna.jpg"):
         (folder / name).write_bytes(b"x")
     receipt = forget(gallery, "Zoë", "--crops", folder)
-    assert receipt["erased"]["picture files"] == 6  # type: ignore[index]
+    assert receipt["erased"]["picture files"] == 6
     left = sorted(path.name.partition("-1a2b3c-")[2][6:].removesuffix(".jpg") for path in folder.iterdir())
     assert left == sorted([*others, "", ""])  # two that no run wrote
     assert "folder" in refused("forget", gallery, "--camera", "gate", "--crops", tmp_path / "none", "--yes")

@@ -244,7 +244,8 @@ SITE_FAULTS = {
     'gallery = "g"\nidentities.travel = [{from = "a", to = "b", min_s = 9, max_s = 3}]':
         "max_s: 3 is less than min_s 9",
     'gallery = "g"\nidentities.travel = [{from = "a", to = "b"}]': "limits nothing; give min_s, max_s",
-    'gallery = "g"\nidentities.travel = [{from = "a", to = "b", min_s = 1}, {from = "a", to = "b", max_s = 9}]':  # noqa: E501
+    'gallery = "g"\n'
+    'identities.travel = [{from = "a", to = "b", min_s = 1}, {from = "a", to = "b", max_s = 9}]':
         "travel: 2 tables go from a to b; write one",
     'outputs.mqtt.topic = "x"': r"outputs\.mqtt\.host: Field required",
     'outputs.mqtt = {host = "h", topic = "a/#"}': "topic: not one to publish to",

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from s3clip_runtime.bench.records import GalleryRow
 from s3clip_runtime.bench.rounds import interleave
 from s3clip_runtime.gallery.gallery import Gallery
+from s3clip_runtime.gallery.recognition.recogniser import MATCHES
 from s3clip_runtime.gallery.records import Space
 
 PROTOTYPES_A_PERSON: Final = 10
 """A person who was enrolled from a few tracklets."""
-
-TOP: Final = 5
-"""Matches that a run asks for."""
 
 
 def measure_gallery(
@@ -35,9 +33,11 @@ def measure_gallery(
     with made_gallery(prototypes, dim) as gallery:
         queries = iter(unit_vectors(rounds + 1, dim, seed=1))
         samples = interleave(
-            {name: lambda: gallery.search(next(queries)[None], TOP)}, rounds, tick=tick, rest_s=0
+            {name: lambda: gallery.search(next(queries)[None], MATCHES)}, rounds, tick=tick, rest_s=0
         ).samples[name]
-        return GalleryRow(people=gallery.identities, prototypes=prototypes, top=TOP, latency=samples.latency)
+        return GalleryRow(
+            people=gallery.identities, prototypes=prototypes, top=MATCHES, latency=samples.latency
+        )
 
 
 def made_gallery(prototypes: int, dim: int) -> Gallery:

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from s3clip_runtime.bench.galleries import TOP, made_gallery, unit_vectors
+from s3clip_runtime.bench.galleries import made_gallery, unit_vectors
 from s3clip_runtime.bench.records import Crops, Stage, StageRow
 from s3clip_runtime.bench.rounds import Rounds, interleave
+from s3clip_runtime.gallery.recognition.recogniser import MATCHES
 from s3clip_runtime.inference.backends import Session
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.clips import Clip
@@ -102,7 +103,7 @@ def match_rows(dim: int, setting: Setting, tick: Tick) -> list[StageRow]:
     """The search in a gallery of `MATCH_PROTOTYPES`, told under the reference's name too."""
     with made_gallery(MATCH_PROTOTYPES, dim) as gallery:
         queries = unit_vectors(setting.clips, dim, seed=1)
-        calls = {setting.reference: lambda: gallery.search(queries, TOP)}
+        calls = {setting.reference: lambda: gallery.search(queries, MATCHES)}
         return setting.rows("match", interleave(calls, setting.rounds, tick=tick))
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from s3clip_runtime.errors import ConfigError, GalleryError, GalleryUnavailable
@@ -130,7 +131,7 @@ def connect(place: Address) -> psycopg.Connection[Any]:
     import psycopg
 
     with explained(place.name):
-        connection = psycopg.connect(**place.parameters, autocommit=True)  # type: ignore[arg-type]
+        connection = psycopg.connect(**place.parameters, autocommit=True)  # type: ignore[arg-type]  # libpq reads all as text
     try:
         with explained(place.name):
             _check_server(connection, place.name)
@@ -178,8 +179,8 @@ def patience(connection: psycopg.Connection[Any], lock_s: float) -> Iterator[Non
 
 def _need_packages() -> None:
     try:
-        import pgvector  # noqa: F401  only whether it is there
-        import psycopg  # noqa: F401
+        for package in ("pgvector", "psycopg"):
+            import_module(package)
     except ModuleNotFoundError as error:
         cure = 'a gallery on PostgreSQL needs: pip install "s3clip[postgres]"'
         raise ConfigError(f"{error.name} is not installed; {cure}") from error
