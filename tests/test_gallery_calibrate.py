@@ -5,28 +5,20 @@ from __future__ import annotations
 import shutil
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 from worlds import write_block_world
 
+from benchmarks.open_set import table_of, unseen
 from s3clip.synthetic import write_dataset
 from s3clip_runtime.cli.gallery.calibration import Labelled, embed_labelled, measure, table
 from s3clip_runtime.cli.gallery.plots import draw
 from s3clip_runtime.errors import DataError, SinkError
-from s3clip_runtime.gallery.open_set.calibrate import calibrate
-from s3clip_runtime.gallery.open_set.decision import ALL_HEIGHTS, PairCalibration
-from s3clip_runtime.gallery.open_set.estimates import person_weights
-from s3clip_runtime.gallery.open_set.trials import Looks, draw_enrolled, search_pair
 from s3clip_runtime.inference.bundle import Bundle
 from s3clip_runtime.inference.embedder import Embedder
 from s3clip_runtime.inference.tracklets import read_clip, read_tracklets
-
-T = TypeVar("T")
-Names = tuple[str, ...]
 
 PEOPLE = 24
 
@@ -97,7 +89,7 @@ def test_measuring_tells_a_table_and_what_is_missing_and_draws(
         assert len(np.unique(np.asarray(picture.convert("L")))) > 50
     (tmp_path / "file").touch()
     with pytest.raises(SinkError, match=r"open-set-ground-ground\.png: cannot be written"):
-        draw(open_set, *inputs_of(labelled), folder=tmp_path / "file")
+        draw(open_set, *labelled.inputs, folder=tmp_path / "file")
 
 
 def test_data_without_labels_is_refused(demo: Bundle, tmp_path: Path) -> None:
@@ -107,41 +99,6 @@ def test_data_without_labels_is_refused(demo: Bundle, tmp_path: Path) -> None:
         measure(demo, tmp_path / "test", fpir=0.2, seed=0, identities=None, device="cpu")
 
 
-def part_of(labelled: Labelled, people: set[str]) -> Labelled:
-    rows = [row for row, person in enumerate(labelled.people) if person in people]
-
-    def chosen(values: tuple[T, ...]) -> tuple[T, ...]:
-        return tuple(values[row] for row in rows)
-
-    return Labelled(
-        labelled.embeddings[rows],
-        chosen(labelled.people),
-        chosen(labelled.platforms),
-        chosen(labelled.cameras),
-        chosen(labelled.heights_px),
-    )
-
-
-def inputs_of(labelled: Labelled) -> tuple[NDArray[np.float32], Names, Names, Names, tuple[float, ...]]:
-    return (
-        labelled.embeddings,
-        labelled.people,
-        labelled.platforms,
-        labelled.cameras,
-        labelled.heights_px,
-    )
-
-
-def strangers_rate(labelled: Labelled, pair: PairCalibration) -> float:
-    """FPIR of a threshold among people none of whom it was made of, enrolled ones and strangers."""
-    looks = Looks.of(*inputs_of(labelled))
-    enrolled = draw_enrolled(looks.people, round(pair.identities), 20, seed=9)
-    found = search_pair(looks, pair.query, pair.gallery, enrolled)
-    assert found is not None
-    strangers = found.within(~found.mated)
-    return float(person_weights(strangers.person)[strangers.score >= pair.threshold].sum())
-
-
 @pytest.mark.slow
 def test_on_the_demo_bundle_fpir_of_unseen_people_lies_within_its_interval(
     demo: Bundle, tmp_path: Path
@@ -149,17 +106,9 @@ def test_on_the_demo_bundle_fpir_of_unseen_people_lies_within_its_interval(
     root, fpir, splits = tmp_path / "world", 0.05, 15
     write_dataset(root, seed=23, train_identities=1, test_identities=200, frames=4, progress=False)
     everybody = embed_labelled(demo, root / "test", "cpu")
-    names = sorted(set(everybody.people))
-    covered, rates = [], []
-    for split in range(splits):
-        known = set(np.random.default_rng(split).permutation(names)[:60].tolist())
-        open_set = calibrate(*inputs_of(part_of(everybody, known)), data="known", fpir=fpir, seed=split)
-        unseen = part_of(everybody, set(names) - known)
-        for pair in open_set.pairs:
-            if pair.bucket.name == ALL_HEIGHTS:
-                rates.append(strangers_rate(unseen, pair))
-                covered.append(pair.fpir.low <= rates[-1] <= pair.fpir.high)
-    assert len(covered) == splits * 4
+    found = unseen(everybody, 60, fpir, splits)
+    assert len(found) == splits * 4
     # The unseen people are a sample too, and the splits share people: fewer than 95 % is no fault yet.
-    assert np.mean(covered) >= 0.85
-    assert fpir / 3 < np.mean(rates) <= fpir
+    assert np.mean([one.covered for one in found]) >= 0.85
+    assert fpir / 3 < np.mean([one.fpir for one in found]) <= fpir
+    assert table_of(found).count("\n") == 6

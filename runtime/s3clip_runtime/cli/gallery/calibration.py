@@ -23,6 +23,8 @@ from s3clip_runtime.inference.evidence import Interval
 from s3clip_runtime.inference.spec import PLATFORMS
 from s3clip_runtime.inference.tracklets import Tracklet, read_clip, read_tracklets
 
+Names = tuple[str, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
@@ -39,6 +41,11 @@ class Labelled:
     platforms: tuple[str, ...]
     cameras: tuple[str, ...]
     heights_px: tuple[float, ...]
+
+    @property
+    def inputs(self) -> tuple[NDArray[np.float32], Names, Names, Names, tuple[float, ...]]:
+        """In the order in which `calibrate` takes them."""
+        return self.embeddings, self.people, self.platforms, self.cameras, self.heights_px
 
 
 def measure(
@@ -69,16 +76,11 @@ def measure(
     if plots is not None:
         check_installed()
     labelled = embed_labelled(bundle, data, device)
-    inputs = (
-        labelled.embeddings,
-        labelled.people,
-        labelled.platforms,
-        labelled.cameras,
-        labelled.heights_px,
+    open_set = calibrate(
+        *labelled.inputs, data=data.resolve().name, fpir=fpir, seed=seed, identities=identities
     )
-    open_set = calibrate(*inputs, data=data.resolve().name, fpir=fpir, seed=seed, identities=identities)
     if plots is not None:
-        for picture in draw(open_set, *inputs, folder=plots):
+        for picture in draw(open_set, *labelled.inputs, folder=plots):
             click.echo(f"wrote {picture}", err=True)
     return open_set
 
