@@ -41,8 +41,9 @@ MIN_IOU = 0.3
 """A detection is the true person whose box it overlaps most, if by this much. Low: aerial people are tiny."""
 
 BY_HAND = 0.6
-"""Cosine from which the demo names somebody. Chosen by hand: everybody in its aerial video was enrolled.
-To let only one stranger in twenty in, its tiny model needs 0.96, and then finds a third of those it knows."""
+"""Cosine from which the demo names somebody. Chosen by hand: everybody in its aerial video was enrolled. To
+let in one stranger in twenty its tiny model needs 0.97, and then it finds few of those it knows
+(docs/open-set.md)."""
 
 _OWN_FILES = ("events.jsonl", *(f"gallery.sqlite{end}" for end in ("", "-journal", "-wal", "-shm")))
 _COLUMNS = "{:>10} {:>7} {:>7} {:>9}  {:<12} {:>6}  {:<12} {}"
